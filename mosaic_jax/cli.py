@@ -1,0 +1,194 @@
+"""The command line `mosaic-jax`: train, evaluate, sample, report, partition, config.
+
+JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mosaic_jax import __version__
+from mosaic_jax.config import PRESETS, ConfigError
+from mosaic_jax.config_io import describe, did_you_mean, load_json, one_line, resolve
+
+if TYPE_CHECKING:
+    from mosaic_jax.io.console import Console
+
+STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and name the nearest command or option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.commands: dict[str, Parser] = {}
+
+    def error(self, message: str) -> NoReturn:
+        """Exit status 2 after one line; without the usage text that argparse puts before it."""
+        raise ConfigError(f"{one_line(ValueError(message))} (see {self.prog} --help)")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The parsed arguments, names checked first: a misspelt option would else hide behind a missing one."""
+        word = next((word for word in arguments if not word.startswith("-")), None)
+        if word is not None and word not in self.commands:
+            known = ", ".join(self.commands)
+            raise ConfigError(f"{word} is no command; the commands are {known}{did_you_mean(word, self.commands)}")
+        parser = self if word is None else self.commands[word]
+        for name in (item.partition("=")[0] for item in arguments):
+            options: Iterable[str] = parser._option_string_actions
+            if name.startswith("--") and name != "--" and name not in options:
+                hint = did_you_mean(name, options) or f"; see {parser.prog} --help"
+                raise ConfigError(f"{name} is no option of {parser.prog}{hint}")
+        return self.parse_args(arguments)
+
+
+def build_parser() -> Parser:
+    """The parser of the six commands; each sets `run` to its function."""
+    parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
+    parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help_line: str) -> Parser:
+        added = commands.add_parser(name, help=help_line, description=help_line)
+        added.set_defaults(run=run)
+        parser.commands[name] = added
+        return added
+
+    train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
+    partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
+    config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
+    for each in (train, partition, config):
+        each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
+        each.add_argument("--preset", metavar="NAME", help=f"settings laid over the file's: {', '.join(PRESETS)}")
+        each.add_argument(
+            "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", dest="assignments",
+            help="other values, as in warmup.num_rounds=30",
+        )
+        each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
+    train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>")
+    train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
+
+    evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
+    sample = command("sample", run_sample, "draw images from the generator of each client")
+    report = command("report", run_report, "write RUN_DIR/report.html from the files in the run directory")
+    for each in (evaluate, sample, report):
+        each.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    sample.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
+    sample.add_argument("--num", type=int, default=64, metavar="N", help="images of each client (default: 64)")
+    for each in (train, evaluate):
+        each.add_argument("-v", "--verbose", action="store_true", help="also accuracies per class")
+    return parser
+
+
+def default_run_dir(config_file: str, preset: str | None, seed: int) -> Path:
+    """runs/<config file's stem>[-<preset>]-seed<N>."""
+    return Path("runs") / f"{Path(config_file).stem}{f'-{preset}' if preset else ''}-seed{seed}"
+
+
+def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
+    """Raises ConfigError unless `run_dir` is a run's directory (with checkpoints, where they are needed)."""
+    if not run_dir.is_dir():
+        raise ConfigError(f"run directory {run_dir}: not found")
+    if not (run_dir / "config.json").is_file():
+        raise ConfigError(f"run directory {run_dir}: holds no config.json; is it a directory that `mosaic-jax train` made?")
+    load_json(run_dir / "config.json")
+    if checkpoints and not any((run_dir / "checkpoints").glob("*")):
+        raise ConfigError(f"run directory {run_dir}: holds no checkpoints; run `mosaic-jax train` with this --run-dir first")
+
+
+def console_of(arguments: argparse.Namespace) -> "Console":
+    """The Console of a command."""
+    from mosaic_jax.io.console import Console
+
+    return Console(verbose=getattr(arguments, "verbose", False))
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax train`."""
+    config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
+    run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, config.seed)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
+    from mosaic_jax import runner
+    from mosaic_jax.io.report import write_report
+
+    console = console_of(arguments)
+    status = runner.train(config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console)
+    if status == 0:
+        console.message(f"report: {write_report(run_dir)}")
+    return status
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax evaluate RUN_DIR`."""
+    check_run_dir(arguments.run_dir, checkpoints=True)
+    from mosaic_jax import runner
+
+    console = console_of(arguments)
+    console.result_table(runner.evaluate(arguments.run_dir, console))
+    return 0
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax sample RUN_DIR --out FILE.png`."""
+    if arguments.num < 1:
+        raise ConfigError(f"--num {arguments.num}: must be at least 1")
+    if arguments.out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {arguments.out}: must end in .png")
+    if not arguments.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {arguments.out}: the directory {arguments.out.parent} does not exist")
+    check_run_dir(arguments.run_dir, checkpoints=True)
+    from mosaic_jax import runner
+
+    console = console_of(arguments)
+    runner.sample(arguments.run_dir, arguments.out, arguments.num, console)
+    console.message(f"samples: {arguments.out}")
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax report RUN_DIR`."""
+    check_run_dir(arguments.run_dir, checkpoints=False)
+    from mosaic_jax.io.report import write_report
+
+    console_of(arguments).message(f"report: {write_report(arguments.run_dir)}")
+    return 0
+
+
+def run_partition(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax partition --config FILE`."""
+    config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
+    from mosaic_jax.data.partition import partition
+    from mosaic_jax.io import datasets
+    from mosaic_jax.io.console import label_count_table
+
+    dataset = datasets.load(config.data.source, config.data.image_size)
+    dealt = partition(dataset.train_labels, config.partition, config.seed)
+    print(label_count_table(dealt.label_counts, dataset.class_names))
+    return 0
+
+
+def run_config(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax config --config FILE`."""
+    print(describe(resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0 done, 2 a bad argument or setting; training adds 3, 130 and 143."""
+    try:
+        arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
+        return arguments.run(arguments)
+    except ConfigError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (`| head`) has gone: nothing is left to say, not even at interpreter exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,346 @@
+"""The configuration: frozen, validated dataclasses and the presets; files and overrides are in config_io.
+
+Imports no JAX: the command line answers argument errors before JAX is loaded.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A bad setting; the message is one line naming the field, the value and the remedy."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with its line of help and its valid values."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = setting("digits", "digits | folder:PATH | npz:PATH | tfds:NAME")
+    image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32,))
+    augment: str = setting("none", "augmentation of training batches", choices=("none", "crop_flip"))
+    image_range: str = setting(
+        "symmetric", "symmetric: images in [-1, 1] everywhere; normalized: (x - mean) / std, as the public code",
+        choices=("symmetric", "normalized"),
+    )
+    mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel means for image_range=normalized, of x in [0, 1]")
+    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel deviations for image_range=normalized", low=1e-6)
+    validation_fraction: float = setting(
+        0.1, "share of each client's training images held back for federated validation", low=0.0, high=0.5
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionConfig:
+    kind: str = setting(
+        "dirichlet_unbalanced", "how training images are dealt to clients",
+        choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced"),
+    )
+    alpha: float = setting(0.1, "Dirichlet concentration; smaller is more heterogeneous", low=1e-6)
+    num_clients: int = setting(10, "number of clients", low=1)
+    min_samples: int = setting(10, "dirichlet_unbalanced redraws until the smallest client has this many", low=1)
+    max_draws: int = setting(1000, "redraws before dirichlet_unbalanced gives up with an error", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: str = setting(
+        "resnet18", "client and global network", choices=("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    )
+    width: int = setting(64, "channels of the first stage; later stages double it", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupConfig:
+    num_rounds: int = setting(300, "federated rounds before the generators", low=1)
+    num_local_steps: int = setting(10, "SGD steps of each client in a round", low=1)
+    batch_size: int = setting(64, "images of one local step", low=1)
+    client_learning_rate: float = setting(0.01, "SGD learning rate of the clients", low=0.0)
+    weight_decay: float = setting(1e-4, "L2 coefficient added to the gradient", low=0.0)
+    order: str = setting(
+        "shuffled", "order of a client's images: reshuffled at each pass, or fixed as in the public code",
+        choices=("shuffled", "fixed"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorConfig:
+    num_steps: int = setting(1000, "GAN steps of every client, whatever its size", low=0)
+    num_epochs: int = setting(0, "if positive, passes over the client's data instead of num_steps (public code: 200)", low=0)
+    batch_size: int = setting(64, "real and generated images of one step", low=2)
+    width: int = setting(64, "DCGAN base width; the widest layer has 8 times as many channels", low=1)
+    latent_size: int = setting(100, "length of the noise vector", low=1)
+    learning_rate: float = setting(2e-4, "Adam rate of generator and discriminator", low=0.0)
+    beta1: float = setting(0.5, "Adam first-moment decay", low=0.0, high=0.9999)
+    beta2: float = setting(0.999, "Adam second-moment decay", low=0.0, high=0.99999)
+    discriminator: str = setting(
+        "separate", "separate network, or the client's own classifier as in the paper", choices=("separate", "classifier")
+    )
+    classifier: str = setting(
+        "global",
+        "auxiliary classifier: the global model, the client's own warm-up model (paper), or one trained on the client alone (public code)",
+        choices=("global", "client", "local"),
+    )
+    classifier_num_epochs: int = setting(50, "passes of the client's own auxiliary classifier training", low=0)
+    classifier_learning_rate: float = setting(0.01, "SGD rate of the auxiliary classifier", low=0.0)
+    classifier_batch_norm: str = setting(
+        "eval", "BatchNorm of the auxiliary classifier on generated images", choices=("eval", "train")
+    )
+    entropy_weight: float = setting(0.0, "weight of the mean prediction entropy H", low=0.0)
+    diversity_weight: float = setting(0.0, "weight of sum_k w_k log w_k over the batch-mean prediction w", low=0.0)
+    inversion_weight: float = setting(0.0, "weight of the BatchNorm statistics mismatch L_inv", low=0.0)
+    inversion_threshold: int = setting(
+        0, "tau: L_inv only for clients with fewer training images; 0 means for all", low=0
+    )
+    augment: str = setting(
+        "translate", "differentiable augmentation of real and generated images before the discriminator",
+        choices=("none", "translate"),
+    )
+    real_target: float = setting(
+        0.9, "discriminator target for real images (one-sided label smoothing); 1 is plain", low=0.5, high=1.0
+    )
+    real_classes: str = setting(
+        "all", "all: every image of the client; without_class_0: the public code's defect",
+        choices=("all", "without_class_0"),
+    )
+    sampling_batch_norm: str = setting("batch", "BatchNorm of generators when sampling", choices=("eval", "batch"))
+    ema: float = setting(
+        0.0, "decay of the moving average of generator parameters that is uploaded; 0 is off", low=0.0, high=0.9999
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrototypesConfig:
+    per_class: int = setting(10, "k-means centres of each class at each client", low=1)
+    keep_per_class: int = setting(0, "keep only the first so many centres (public code: 10); 0 keeps all", low=0)
+    num_rounds: int = setting(
+        1, "the last so many warm-up rounds whose prototypes are kept; 0 keeps every round (public code)", low=0
+    )
+    kmeans_steps: int = setting(20, "Lloyd iterations", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaConfig:
+    num_steps: int = setting(250, "Adam steps of the meta model", low=0)
+    batch_size: int = setting(128, "prototypes of one step", low=1)
+    batches_per_epoch: int = setting(0, "batches taken before reshuffling (public code: 1); 0 walks all prototypes", low=0)
+    learning_rate: float = setting(1e-3, "Adam rate", low=0.0)
+    ema: float = setting(0.99, "decay of the moving average that is the teacher", low=0.0, high=0.99999)
+    expansion: int = setting(10, "token width M = expansion * K; attention has K heads", low=1)
+    feed_forward_size: int = setting(2048, "hidden width of the feed-forward layers", low=1)
+    dropout_rate: float = setting(0.2, "dropout in training", low=0.0, high=0.95)
+    pooling: str = setting("sum", "over the expert tokens (public code: sum for K = 10, mean for K = 100)", choices=("sum", "mean"))
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    num_steps: int = setting(1500, "Adam steps of the student", low=0)
+    samples_per_client: int = setting(32, "images of every client's generator in a step", low=1)
+    teacher: str = setting("mixture", "mixture: meta model over experts; expert_sum: plain sum of expert logits",
+                           choices=("mixture", "expert_sum"))
+    learning_rate: float = setting(1e-4, "Adam rate", low=0.0)
+    schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
+    temperature: float = setting(1.0, "softmax temperature T of the KL term", low=1e-3)
+    kl_weight: float = setting(0.8, "weight of T^2 KL(teacher || student)", low=0.0)
+    ce_weight: float = setting(0.2, "weight of the cross-entropy to the teacher's argmax", low=0.0)
+    js_weight: float = setting(1.0, "weight of the symmetric term J", low=0.0)
+    js: str = setting("jensen_shannon", "J: the true divergence, or the public code's midpoint of logits",
+                      choices=("jensen_shannon", "midpoint"))
+    student_batch_norm: str = setting(
+        "batch", "BatchNorm of the student in the forward pass: batch moves its statistics, eval freezes them",
+        choices=("batch", "eval"),
+    )
+    sample_weights: str = setting("uniform", "weight of an image in the loss", choices=("uniform", "confidence", "client_size"))
+    keep: str = setting(
+        "best", "student handed on: the best by federated validation (step 0 included), or the last", choices=("best", "last")
+    )
+    evaluate_every: int = setting(25, "steps between looks at the student", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    num_rounds: int = setting(39, "federated rounds after distillation", low=0)
+    client_learning_rate: float = setting(1e-4, "SGD learning rate of the clients", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every_rounds: int = setting(10, "rounds between checkpoints of warm-up and fine-tune", low=1)
+    every_steps: int = setting(200, "steps between checkpoints of the other stages", low=1)
+    keep: int = setting(2, "checkpoints kept of each stage", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MappingConfig:
+    client_chunk: int = setting(0, "clients mapped together; 0 is all of them, 1 one at a time", low=0)
+    segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
+    convolution: str = setting("auto", "lowering of convolutions over stacked weights", choices=("auto", "grouped", "map"))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    batch_size: int = setting(500, "images of one forward pass", low=1)
+    every_rounds: int = setting(5, "rounds between validations of the global model", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, completely: the same Config gives the same result on the same machine."""
+
+    seed: int = setting(0, "every random draw derives from it", low=0, high=2**31 - 1)
+    method: str = setting(
+        "mosaic",
+        "mosaic; fedavg: warmup + finetune rounds, all at the warm-up rate; fedavg_finetune: low-rate rounds without distilling",
+        choices=("mosaic", "fedavg", "fedavg_finetune"),
+    )
+    experts: str = setting(
+        "parameters", "class experts as weighted averages of client parameters, or of client logits",
+        choices=("parameters", "logits"),
+    )
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    partition: PartitionConfig = dataclasses.field(default_factory=PartitionConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    warmup: WarmupConfig = dataclasses.field(default_factory=WarmupConfig)
+    generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
+    prototypes: PrototypesConfig = dataclasses.field(default_factory=PrototypesConfig)
+    meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mapping: MappingConfig = dataclasses.field(default_factory=MappingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+# The public code, exactly, where it differs from the method as intended (SPEC: one field each).
+REFERENCE: dict[str, Any] = {
+    "data.image_range": "normalized",
+    "warmup.order": "fixed",
+    "generator.num_epochs": 200,
+    "generator.discriminator": "separate",
+    "generator.classifier": "local",
+    "generator.classifier_num_epochs": 50,
+    "generator.classifier_batch_norm": "train",
+    "generator.entropy_weight": 0.0,
+    "generator.diversity_weight": 5.0,
+    "generator.inversion_weight": 0.0,
+    "generator.augment": "none",
+    "generator.real_target": 1.0,
+    "generator.real_classes": "without_class_0",
+    "generator.sampling_batch_norm": "eval",
+    "generator.ema": 0.0,
+    "prototypes.keep_per_class": 10,
+    "prototypes.num_rounds": 0,
+    "meta.batches_per_epoch": 1,
+    "distill.teacher": "mixture",
+    "distill.learning_rate": 1e-4,
+    "distill.schedule": "constant",
+    "distill.temperature": 1.0,
+    "distill.kl_weight": 0.8,
+    "distill.ce_weight": 0.2,
+    "distill.js_weight": 1.0,
+    "distill.js": "midpoint",
+    "distill.student_batch_norm": "eval",
+    "distill.sample_weights": "uniform",
+    "distill.keep": "last",
+}
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE}
+
+SOURCES = ("digits", "folder:PATH", "npz:PATH", "tfds:NAME")
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+class Setting(typing.NamedTuple):
+    """One setting of a Config: its dotted name, its value, its declared type, and its field with help and limits."""
+
+    name: str
+    value: Any
+    type: Any
+    field: dataclasses.Field
+
+
+def settings(config: Config) -> Iterator[Setting]:
+    """Every setting of `config`, in the order of declaration."""
+    types = typing.get_type_hints(Config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(types[field.name]):
+            yield Setting(field.name, value, types[field.name], field)
+            continue
+        if not isinstance(value, types[field.name]):
+            raise ConfigError(f"{field.name}={value!r}: must be a {types[field.name].__name__}")
+        inner_types = typing.get_type_hints(types[field.name])
+        for inner in dataclasses.fields(value):
+            yield Setting(f"{field.name}.{inner.name}", getattr(value, inner.name), inner_types[inner.name], inner)
+
+
+def show(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(show, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def valid_values(setting: Setting) -> str:
+    """What a setting accepts, in words: `one of a, b`, `a whole number, at least 1`, `3 numbers`."""
+    choices, low, high = (setting.field.metadata[key] for key in ("choices", "low", "high"))
+    if choices:
+        return ", ".join(map(show, choices)) if len(choices) == 1 else "one of " + ", ".join(map(show, choices))
+    lengths = typing.get_args(setting.type)
+    words = f"{len(lengths)} numbers separated by commas" if lengths else KINDS[setting.type]
+    if low is not None:
+        words += f", at least {low:g}" if high is None else f", from {low:.10g} to {high:.10g}"
+    return words
+
+
+def checked(setting: Setting) -> Any:
+    """The value in its declared type (an int where a float is meant becomes one); raises ConfigError when it is not valid."""
+
+    def scalar(value: Any, kind: type) -> Any:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        low, high = setting.field.metadata["low"], setting.field.metadata["high"]
+        valid = type(value) is kind
+        if valid and kind in (int, float):
+            valid = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+        if not valid:
+            raise ConfigError(f"{setting.name}={show(setting.value)}: must be {valid_values(setting)}")
+        return value
+
+    value, kinds, choices = setting.value, typing.get_args(setting.type), setting.field.metadata["choices"]
+    if kinds:
+        if not isinstance(value, tuple | list) or len(value) != len(kinds):
+            raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}")
+        return tuple(scalar(item, kind) for item, kind in zip(value, kinds, strict=True))
+    value = scalar(value, setting.type)
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), map(str, choices), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}{hint}")
+    return value
+
+
+def validate(config: Config) -> None:
+    """Raises ConfigError, one line with the field, the value and what is valid, if any setting of `config` is not valid."""
+    for setting in settings(config):
+        section, _, leaf = setting.name.rpartition(".")
+        object.__setattr__(getattr(config, section) if section else config, leaf, checked(setting))
+    source = config.data.source
+    kind, _, rest = source.partition(":")
+    if source != "digits" and not (kind in ("folder", "npz", "tfds") and rest):
+        raise ConfigError(f"data.source={source}: must be one of {', '.join(SOURCES)}")

@@ -1,0 +1,196 @@
+"""Where a run's Config comes from and goes to: config files, presets, `--set` overrides, JSON, help.
+
+Imports no JAX, so that every argument error is answered at once.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mosaic_jax.config import PRESETS, Config, ConfigError, Setting, settings, show, valid_values
+
+
+def load_config_file(path: str | Path) -> Config:
+    """The Config that `get_config()` of a Python file returns; raises ConfigError naming the file if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), known, 1)
+        raise ConfigError(f"config file {path}: not found" + (f"; did you mean {near[0]}?" if near else ""))
+    namespace: dict[str, Any] = {"__name__": "mosaic_jax_config", "__file__": str(path)}
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+        make = namespace.get("get_config")
+        config = make() if callable(make) else None
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is that file's error
+        raise ConfigError(f"config file {path}: {type(error).__name__}: {one_line(error)}") from error
+    if not callable(make):
+        raise ConfigError(f"config file {path}: has no get_config(); it must define `def get_config() -> Config:`")
+    if not isinstance(config, Config):
+        raise ConfigError(f"config file {path}: get_config() returned a {type(config).__name__}, not a mosaic_jax.config.Config")
+    return config
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks."""
+    return " ".join(str(error).split())
+
+
+def resolve(
+    config_file: str | Path, preset: str | None = None, assignments: Iterable[str] = (), seed: str | int | None = None
+) -> Config:
+    """The Config of a run: the file, then the preset, then each `NAME=VALUE`, then the seed."""
+    config = load_config_file(config_file)
+    if preset is not None:
+        config = apply_preset(config, preset)
+    config = apply_overrides(config, assignments)
+    return config if seed is None else apply_overrides(config, [f"seed={seed}"])
+
+
+def apply_preset(config: Config, name: str) -> Config:
+    """`config` with the settings of a preset; raises ConfigError for an unknown preset."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name}: must be one of {', '.join(PRESETS)}" + did_you_mean(name, PRESETS))
+    return with_values(config, PRESETS[name])
+
+
+def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
+    """`config` after each `NAME=VALUE`, the value read by the field's type; later ones win."""
+    known = {setting.name: setting for setting in settings(config)}
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: write NAME=VALUE, as in warmup.num_rounds=30")
+        values[name] = parse(find(name, known), text)
+    return with_values(config, values)
+
+
+def find(name: str, known: Mapping[str, Setting]) -> Setting:
+    """The setting called `name`; raises ConfigError with the nearest names if there is none."""
+    if name in known:
+        return known[name]
+    inside = [other for other in known if other.startswith(f"{name}.")]
+    if inside:
+        raise ConfigError(f"{name} is a section, no setting; its settings are {', '.join(inside)}")
+    raise ConfigError(f"{name} is no setting" + (did_you_mean(name, known) or "; `mosaic-jax config` lists them"))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean a or b?`: names with the same last part, else the most similar one; empty if nothing is near."""
+    known = list(known)
+    near = [other for other in known if "." not in name and other.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(name, known, 1)
+    if not near:
+        leaves: dict[str, str] = {}
+        for other in known:
+            leaves.setdefault(other.rpartition(".")[2], other)
+        near = [leaves[leaf] for leaf in difflib.get_close_matches(name.rpartition(".")[2], leaves, 1)]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def parse(setting: Setting, text: str) -> Any:
+    """The value that `text` means for a setting; raises ConfigError when it has another type."""
+
+    def scalar(kind: type, part: str) -> Any:
+        if kind is str:
+            return part
+        if kind is bool:
+            return {"true": True, "false": False}[part.strip().lower()]
+        return kind(part)
+
+    kinds = typing.get_args(setting.type)
+    try:
+        if not kinds:
+            return scalar(setting.type, text)
+        parts = text.strip().strip("()[]").split(",")
+        if len(parts) != len(kinds):
+            raise ValueError
+        return tuple(scalar(kind, part) for kind, part in zip(kinds, parts, strict=True))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{setting.name}={text}: must be {valid_values(setting)}") from error
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with other values under dotted names; raises ConfigError for an unknown name or a value that is not valid."""
+    known = {setting.name: setting for setting in settings(config)}
+    changes: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, _, leaf = find(name, known).name.rpartition(".")
+        (sections.setdefault(section, {}) if section else changes)[leaf] = value
+    for section, inner in sections.items():
+        changes[section] = dataclasses.replace(getattr(config, section), **inner)
+    return dataclasses.replace(config, **changes)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted names to values, in the order of declaration."""
+    return {setting.name: setting.value for setting in settings(config)}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dictionaries that JSON can hold; `from_dict` reads them back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The Config of `to_dict`'s dictionaries; a missing name keeps its default, an unknown one raises ConfigError."""
+    dotted: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            dotted |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
+        else:
+            dotted[name] = value
+    return with_values(Config(), dotted)
+
+
+def save_json(config: Config, path: Path) -> None:
+    """Writes `config` to a JSON file."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_json(path: Path) -> Config:
+    """The Config of a run directory's config.json; raises ConfigError if the file cannot be read as one."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no configuration")
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def config_hash(config: Config) -> str:
+    """16 hexadecimal digits that change with any setting."""
+    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`name=old, not new` for every setting in which two configurations differ."""
+    other = flatten(new)
+    return [f"{name}={show(value)}, not {show(other[name])}" for name, value in flatten(old).items() if value != other[name]]
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration, a line for each setting: dotted name, value, help and what is valid."""
+    rows = list(settings(config))
+    width = max(len(f"{row.name}={show(row.value)}") for row in rows)
+    lines, section = [], ""
+    for row in rows:
+        if row.name.rpartition(".")[0] != section:
+            section = row.name.rpartition(".")[0]
+            lines.append("")
+        lines.append(f"{f'{row.name}={show(row.value)}':<{width}}  {row.field.metadata['help']} ({valid_values(row)})")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Partition, sampling and augmentation: independent of where the data came from; no disk."""

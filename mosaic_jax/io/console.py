@@ -1,0 +1,188 @@
+"""What a person sees in the terminal: progress, messages and the result table."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
+PLAIN_WIDTH = 160  # a log file has no width; rich would otherwise cut at 80
+PLAIN_PERIOD = 60.0  # seconds between progress lines in a log
+
+
+class Console:
+    """Output of a run: live bars on a terminal, a few plain lines elsewhere, nothing but warnings and errors when quiet."""
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False, file: TextIO | None = None) -> None:
+        self.verbose, self.quiet = verbose, quiet
+        self._out = rich.console.Console(file=file, highlight=False, markup=False)
+        self.terminal = self._out.is_terminal
+        if not self.terminal:
+            self._out = rich.console.Console(file=file, highlight=False, markup=False, width=PLAIN_WIDTH)
+
+    def message(self, text: str) -> None:
+        """A line about what happens."""
+        if not self.quiet:
+            self._out.print(text, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """A line about what may be wrong, on standard error."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        """A line about what stopped the run, on standard error."""
+        print(f"error: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, stage: str, total: int, done: int = 0) -> Iterator["StageProgress"]:
+        """A stage of `total` steps, `done` of them in an earlier run; call `.advance(steps, note)` on what it yields."""
+        live = None
+        if self.terminal and not self.quiet:
+            live = Progress(
+                TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                console=self._out,
+            )
+            live.start()
+        stage_progress = StageProgress(self, stage, total, done, live)
+        try:
+            yield stage_progress
+        finally:
+            if live is not None:
+                live.stop()
+        stage_progress.finish()
+
+    def result_table(self, results: Mapping[str, Any], verbose: bool | None = None) -> None:
+        """Accuracies of every model, bytes and seconds of every stage; per class when verbose."""
+        if self.quiet:
+            return
+        self._out.print(accuracy_table(results))
+        if self.verbose if verbose is None else verbose:
+            self._out.print(class_table(results))
+        if results.get("seconds") or results.get("bytes"):
+            self._out.print(cost_table(results))
+        if results.get("hardware"):
+            self.message(f"hardware: {results['hardware']}")
+
+
+class StageProgress:
+    """Counts the steps of one stage; made by `Console.progress`."""
+
+    def __init__(self, console: Console, stage: str, total: int, done: int, live: Progress | None) -> None:
+        self._console, self._stage, self._total, self._start_at, self._done, self._live = console, stage, total, done, done, live
+        self._started = self._last_line = time.monotonic()
+        self._task: TaskID | None = None
+        if live is not None:
+            self._task = live.add_task(stage, total=total, completed=done, rate="", note="")
+        else:
+            console.message(f"{stage}: from step {done} of {total}" if done else f"{stage}: {total} steps")
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """`steps` more are done; `note` stands beside them, as in "loss 0.12"."""
+        self._done += steps
+        now = time.monotonic()
+        seconds = (now - self._started) / max(self._done - self._start_at, 1)
+        rate = f"{1 / seconds:.1f}/s" if 0 < seconds < 1 else f"{seconds:.1f} s each"
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=self._done, rate=rate, note=note)
+        elif now - self._last_line >= PLAIN_PERIOD and self._done < self._total:
+            self._last_line = now
+            left = duration(seconds * (self._total - self._done))
+            line = f"{self._stage}: {self._done}/{self._total}, {rate}, about {left} left"
+            self._console.message(f"{line}, {note}" if note else line)
+
+    def finish(self) -> None:
+        """Says how long the stage took; nothing on a terminal, where the bar stays."""
+        if self._live is None:
+            seconds = time.monotonic() - self._started
+            self._console.message(f"{self._stage}: {self._done}/{self._total} in {duration(seconds)}")
+
+
+def accuracy_table(results: Mapping[str, Any]) -> Table:
+    """Rows are models, columns validation and test accuracy in percent."""
+    table = Table(title=f"{results['method']}, seed {results['seed']}", title_justify="left")
+    table.add_column("model")
+    table.add_column("validation %", justify="right")
+    table.add_column("test %", justify="right")
+    for name in present_models(results):
+        model = results["models"][name]
+        table.add_row(name, percent(model.get("validation")), percent(model.get("test")))
+    return table
+
+
+def class_table(results: Mapping[str, Any]) -> Table:
+    """Rows are classes, columns the test accuracy of every model in percent."""
+    names = present_models(results)
+    table = Table(title="test accuracy per class, %", title_justify="left")
+    table.add_column("class")
+    for name in names:
+        table.add_column(name, justify="right")
+    for index, class_name in enumerate(results["class_names"]):
+        table.add_row(class_name, *(percent(results["models"][name]["test_per_class"][index]) for name in names))
+    return table
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """Rows are stages, columns bytes sent up and down, seconds, and seconds of compilation (not part of the former)."""
+    sent, seconds, compiling = (results.get(key) or {} for key in ("bytes", "seconds", "compile_seconds"))
+    table = Table(title="costs", title_justify="left")
+    table.add_column("stage")
+    for heading in ("up", "down", "time", "compiling"):
+        table.add_column(heading, justify="right")
+    for stage in dict.fromkeys([*seconds, *sent, *compiling]):
+        row = sent.get(stage, {})
+        table.add_row(
+            stage, human_bytes(row.get("up", 0)), human_bytes(row.get("down", 0)),
+            duration(seconds.get(stage, 0.0)), duration(compiling.get(stage, 0.0)),
+        )
+    table.add_section()
+    table.add_row(
+        "total", *(human_bytes(sum(row.get(way, 0) for row in sent.values())) for way in ("up", "down")),
+        duration(sum(seconds.values())), duration(sum(compiling.values())),
+    )
+    return table
+
+
+def present_models(results: Mapping[str, Any]) -> list[str]:
+    """The models that a run has, in the order of the stages."""
+    models = results.get("models", {})
+    return [name for name in MODELS if name in models] + [name for name in models if name not in MODELS]
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as percent with one decimal; - where there is none."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes with a binary unit."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 3.2 s, 4 min 05 s or 2 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def label_count_table(label_counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+    """Clients by classes as aligned plain text, with totals of rows and columns; label_counts: integers [C, K]."""
+    counts = [[int(count) for count in row] for row in label_counts]
+    totals = [sum(column) for column in zip(*counts, strict=True)]
+    rows = [["client", *class_names, "total"]]
+    rows += [[str(client), *map(str, row), str(sum(row))] for client, row in enumerate(counts)]
+    rows.append(["total", *map(str, totals), str(sum(totals))])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

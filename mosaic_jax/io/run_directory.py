@@ -1,0 +1,118 @@
+"""The files of a run directory other than checkpoints and metrics: who owns it, its config.json and its results.json."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.config_io import differences, load_json, save_json
+from mosaic_jax.io.metrics import read
+
+
+@contextlib.contextmanager
+def claim(run_dir: Path, config: Config) -> Iterator[None]:
+    """Hold a run directory for one process and one configuration.
+
+    Raises ConfigError when it belongs to another configuration, is in use, or holds files that are no run's.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
+    if (run_dir / "config.json").exists():
+        differing = differences(load_json(run_dir / "config.json"), config)
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"--run-dir {run_dir}: holds a run of another configuration ({'; '.join(differing[:3])}{more}); name another directory"
+            )
+    elif run_dir.is_dir() and any(file.name != ".lock" for file in run_dir.iterdir()):
+        raise ConfigError(f"--run-dir {run_dir}: is not empty and holds no run; name another directory")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir}: cannot be written ({error.strerror}); name another directory") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"--run-dir {run_dir}: another process is training in it; wait for it or name another") from error
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(path.suffix + ".tmp")
+    half.write_text(text)
+    half.replace(path)
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """config.json, once."""
+    if not (run_dir / "config.json").exists():
+        half = run_dir / "config.json.tmp"
+        save_json(config, half)
+        half.replace(run_dir / "config.json")
+
+
+def read_config(run_dir: Path) -> Config:
+    """The configuration of a run; raises ConfigError where there is none."""
+    if not (run_dir / "config.json").exists():
+        raise ConfigError(f"{run_dir}: holds no run (no config.json); name the directory of a `mosaic-jax train`")
+    return load_json(run_dir / "config.json")
+
+
+def missing(run_dir: Path, stage: str) -> ConfigError:
+    """The error of a run that has not come as far as a command needs."""
+    return ConfigError(f"{run_dir}: stage {stage} is not finished; resume it with the `mosaic-jax train` command that began it")
+
+
+def write_results(run_dir: Path, results: dict[str, Any]) -> None:
+    """results.json."""
+    _write(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
+
+
+def read_results(run_dir: Path) -> dict[str, Any] | None:
+    """results.json, or None before a run has written it."""
+    path = run_dir / "results.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def is_finished(results: dict[str, Any]) -> bool:
+    """Whether every stage of the method was done when the results were written."""
+    return results["stages_done"] == results["stages"]
+
+
+def last_value(run_dir: Path, stage: str, name: str) -> float:
+    """The newest value recorded under a name in a stage, 0 if there is none."""
+    values = [r["value"] for r in read(run_dir) if r["stage"] == stage and r["name"] == name]
+    return float(values[-1]) if values else 0.0
+
+
+def costs(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """bytes {stage: {up, down}}, seconds and compile_seconds {stage: s}, from the run's own records."""
+    last: dict[tuple[str, str], float] = {(r["stage"], r["name"]): r["value"] for r in read(run_dir)}
+    stages = list(dict.fromkeys(stage for stage, _ in last))
+    return {
+        "bytes": {s: {way: int(last.get((s, f"bytes_{way}"), 0)) for way in ("up", "down")} for s in stages},
+        "seconds": {s: last[s, "elapsed_seconds"] for s in stages if (s, "elapsed_seconds") in last},
+        "compile_seconds": {s: last[s, "compile_seconds"] for s in stages if (s, "compile_seconds") in last},
+    }
+
+
+def hardware() -> str:
+    """One line: accelerator or processor, cores, JAX version."""
+    device = jax.devices()[0]
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    kind = processor if device.platform == "cpu" else f"{len(jax.devices())} x {device.device_kind}"
+    return f"{kind}, {os.cpu_count()} cores, jax {jax.__version__} on {device.platform}"

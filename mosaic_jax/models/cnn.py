@@ -1,0 +1,31 @@
+"""A small convolutional network for CPUs: four 3x3 convolutions with BatchNorm, the last three at stride 2."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics
+
+
+class CNN(nn.Module):
+    """images f32[B, 32, 32, 3] -> features f32[B, 8 * width] (mean over 4x4 positions) -> logits f32[B, K]."""
+
+    num_classes: int
+    width: int
+
+    def setup(self) -> None:
+        self.convs = [Conv(self.width * 2**index, 3, 1 if index == 0 else 2, 1, name=f"conv{index + 1}") for index in range(4)]
+        self.norms = [BatchNorm(name=f"bn{index + 1}") for index in range(4)]
+        self.linear = Linear(self.num_classes)
+
+    def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
+        hidden = images
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = jax.nn.relu(norm(conv(hidden), train, record))
+        return jnp.mean(hidden, axis=(1, 2))
+
+    def head(self, features: jax.Array) -> jax.Array:
+        return self.linear(features)
+
+    def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
+        return self.head(self.features(images, train, record))

@@ -1,0 +1,105 @@
+"""Layers shared by the networks: convolutions through `mosaic_jax.ops` and BatchNorm with PyTorch's running statistics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax import ops
+
+Statistics = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start of PyTorch's convolutions and linear layers.
+torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+dcgan_kernel_init = nn.initializers.normal(0.02)
+
+
+def dcgan_scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """BatchNorm scales of the DCGAN start: N(1, 0.02)."""
+    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+class Conv(nn.Module):
+    """2-D convolution without bias, explicit symmetric padding; images f32[B, H, W, I], kernel f32[k, k, I, O]."""
+
+    channels: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    kernel_init: Callable[..., jax.Array] = torch_kernel_init
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.channels)
+        return ops.conv2d(images, self.param("kernel", self.kernel_init, shape), stride=self.stride, padding=self.padding)
+
+
+class ConvTranspose(nn.Module):
+    """2-D transposed convolution without bias (PyTorch's ConvTranspose2d); images f32[B, H, W, I], kernel f32[k, k, I, O]."""
+
+    channels: int
+    kernel_size: int
+    stride: int
+    padding: int
+    kernel_init: Callable[..., jax.Array] = dcgan_kernel_init
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.channels)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return ops.conv2d_transpose(images, kernel, stride=self.stride, padding=self.padding)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over B, H, W with PyTorch's running statistics.
+
+    train: y = scale (x - mean) / sqrt(var + 1e-5) + bias with the batch's mean and biased variance, and
+    running <- 0.9 running + 0.1 batch, with the UNBIASED batch variance (PyTorch's convention, not Flax's).
+    eval: the running statistics instead. `record`, if given, is extended by (mean, biased var, running mean, running var)
+    of this layer's inputs, for the inversion loss.
+    """
+
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
+        channels = images.shape[-1]
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if train:
+            outputs, mean, var = ops.batch_norm_train(images, scale, bias, self.epsilon)
+            if record is not None:
+                record.append((mean, var, running_mean.value, running_var.value))
+            if not self.is_initializing():
+                size = images.size // channels
+                keep, move = self.momentum, 1.0 - self.momentum
+                running_mean.value = keep * running_mean.value + move * jax.lax.stop_gradient(mean)
+                unbiased = jax.lax.stop_gradient(var) * (size / max(size - 1, 1))
+                running_var.value = keep * running_var.value + move * unbiased
+            return outputs
+        if record is not None:
+            mean = jnp.mean(images, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(images - mean), axis=(0, 1, 2))
+            record.append((mean, var, running_mean.value, running_var.value))
+        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+        return images * factor + (bias - running_mean.value * factor)
+
+
+class Linear(nn.Module):
+    """y = x W + b with PyTorch's start (both uniform in +-1/sqrt(fan_in)); kernel f32[I, O]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        fan_in = inputs.shape[-1]
+        kernel = self.param("kernel", torch_kernel_init, (fan_in, self.features))
+        limit = fan_in**-0.5
+        bias = self.param("bias", lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit), (self.features,))
+        return inputs @ kernel + bias

@@ -1,0 +1,73 @@
+"""ResNets with the CIFAR stem (3x3, stride 1, no pooling): post-activation blocks, 1x1 projection shortcuts with BatchNorm."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics
+
+BLOCKS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+class Block(nn.Module):
+    """Residual block: basic is two 3x3 convolutions, bottleneck is 1x1, 3x3 and 1x1 with four times the width out."""
+
+    kind: str
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None) -> jax.Array:
+        out = self.width * EXPANSION[self.kind]
+        layers = {
+            "basic": ((self.width, 3, self.stride, 1), (out, 3, 1, 1)),
+            "bottleneck": ((self.width, 1, 1, 0), (self.width, 3, self.stride, 1), (out, 1, 1, 0)),
+        }[self.kind]
+        hidden = images
+        for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
+            hidden = Conv(channels, kernel, stride, padding, name=f"conv{index}")(hidden)
+            hidden = BatchNorm(name=f"bn{index}")(hidden, train, record)
+            if index < len(layers):
+                hidden = jax.nn.relu(hidden)
+        if self.stride != 1 or images.shape[-1] != out:
+            images = Conv(out, 1, self.stride, 0, name="shortcut_conv")(images)
+            images = BatchNorm(name="shortcut_bn")(images, train, record)
+        return jax.nn.relu(hidden + images)
+
+
+class ResNet(nn.Module):
+    """images f32[B, 32, 32, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K]."""
+
+    name_: str
+    num_classes: int
+    width: int
+
+    def setup(self) -> None:
+        kind, counts = BLOCKS[self.name_]
+        self.conv1 = Conv(self.width, 3, 1, 1)
+        self.bn1 = BatchNorm()
+        self.blocks = [
+            Block(kind, self.width * 2**stage, stride=2 if stage > 0 and index == 0 else 1, name=f"layer{stage + 1}_{index}")
+            for stage, count in enumerate(counts)
+            for index in range(count)
+        ]
+        self.linear = Linear(self.num_classes)
+
+    def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
+        hidden = jax.nn.relu(self.bn1(self.conv1(images), train, record))
+        for block in self.blocks:
+            hidden = block(hidden, train, record)
+        return jnp.mean(hidden, axis=(1, 2))
+
+    def head(self, features: jax.Array) -> jax.Array:
+        return self.linear(features)
+
+    def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
+        return self.head(self.features(images, train, record))

@@ -1,0 +1,6 @@
+"""Operations that are fast over the stacked weights of many clients."""
+
+from mosaic_jax.ops.convolution import conv2d, conv2d_transpose, lowering, set_lowering
+from mosaic_jax.ops.normalization import batch_norm_train
+
+__all__ = ["batch_norm_train", "conv2d", "conv2d_transpose", "lowering", "set_lowering"]

@@ -1,0 +1,18 @@
+"""Keys derived from (seed, stage, step, client), never carried: a resumed run draws what the unbroken run drew."""
+
+import zlib
+
+import jax
+
+
+def key_at(seed: int, stage: str, step: jax.Array | int = 0) -> jax.Array:
+    """The key of one step of one stage: fold_in(fold_in(key(seed), crc32(stage)), step).
+
+    seed: Python int in [0, 2^31); stage: any name; step: Python int or i32[] (may be traced). Returns a typed scalar key.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode())), step)
+
+
+def client_key(key: jax.Array, client_id: jax.Array | int) -> jax.Array:
+    """The key of one client under a step's key; it does not depend on who else is in the cohort."""
+    return jax.random.fold_in(key, client_id)

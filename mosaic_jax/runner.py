@@ -1,0 +1,315 @@
+"""The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax import ops
+from mosaic_jax.config import Config
+from mosaic_jax.config_io import config_hash
+from mosaic_jax.io import run_directory
+from mosaic_jax.io.checkpoints import StageCheckpoints
+from mosaic_jax.io.console import Console, StageProgress
+from mosaic_jax.io.datasets import load
+from mosaic_jax.io.metrics import MetricsLog
+from mosaic_jax.io.report import write_report
+from mosaic_jax.io.samples import image_grid, save_grid, save_real_and_generated
+from mosaic_jax.methods import METHODS
+from mosaic_jax.rng import key_at
+from mosaic_jax.stages.evaluation import evaluate_models
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
+from mosaic_jax.steps.distill_step import synthetic_images
+from mosaic_jax.steps.experts import absent_classes
+from mosaic_jax.types import PyTree
+
+GRID_IMAGES = 12
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; everything is saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_status = 128 + signal_number
+
+
+class NonFiniteLoss(Exception):
+    """A loss became NaN or infinite; the last checkpoint before it stands."""
+
+
+class _Run(NamedTuple):
+    """What the stages of one run share."""
+
+    problem: Problem
+    directory: Path
+    log: MetricsLog
+    console: Console
+    signals: list[int]
+
+
+@contextmanager
+def _catch_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM wait in a list until a segment is done; a second one stops at once."""
+    caught: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def train(config: Config, run_dir: Path, *, stop_after: str | None, tensorboard: bool, console: Console) -> int:
+    """Train, or resume, the run of `config` in `run_dir`; returns the exit status.
+
+    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
+    SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
+    """
+    with run_directory.claim(run_dir, config), _catch_signals() as signals:
+        results = run_directory.read_results(run_dir)
+        if results is not None and run_directory.is_finished(results):
+            console.message(f"{run_dir} is finished already; its results:")
+            console.result_table(results)
+            return 0
+        ops.set_lowering(config.mapping.convolution)
+        problem = _problem(config, console)
+        run_directory.write_config(run_dir, config)
+        log = MetricsLog(run_dir, tensorboard)
+        run = _Run(problem, run_dir, log, console, signals)
+        try:
+            outputs, done = _run_stages(run, stop_after)
+        except Interrupted as interrupted:
+            console.message(f"stopped by {interrupted}; the same command resumes from {run_dir}")
+            return interrupted.exit_status
+        except NonFiniteLoss as failure:
+            console.error(f"{failure}; the last checkpoint before it is kept in {run_dir / 'checkpoints'}")
+            return 3
+        finally:
+            log.close()
+        results = _results(problem, outputs, run_dir, done)
+        run_directory.write_results(run_dir, results)
+        report = write_report(run_dir)
+        console.result_table(results)
+        console.message(f"report: {report}")
+        return 0
+
+
+def evaluate(run_dir: Path, console: Console) -> dict[str, Any]:
+    """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json."""
+    problem, outputs = _restore(run_dir, console)
+    results = _results(problem, outputs, run_dir, list(outputs))
+    run_directory.write_results(run_dir, results)
+    return results
+
+
+def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
+    """Draw `num` images of every client's generator into a PNG, one row a client."""
+    problem, outputs = _restore(run_dir, console)
+    if "generators" not in outputs:
+        raise run_directory.missing(run_dir, "generators")
+    images = _generated(problem, outputs["generators"], num)
+    labels = [f"client {client}" for client in range(problem.num_clients)]
+    save_grid(out, image_grid(images, labels))
+    console.message(f"{out}: {num} images of each of {problem.num_clients} generators")
+
+
+def _problem(config: Config, console: Console) -> Problem:
+    problem = build_problem(config, load(config.data.source, config.data.image_size))
+    sizes = problem.num_samples
+    console.message(
+        f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "
+        f"{problem.num_classes} classes, {problem.num_clients} clients of {sizes.min()} to {sizes.max()} training images"
+    )
+    if config.method == "mosaic":
+        for c in absent_classes(problem.label_counts):
+            console.warning(f"no client holds class {problem.dataset.class_names[c]}: its expert is the global average")
+    return problem
+
+
+def _checkpoints(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoints:
+    config = problem.config
+    return StageCheckpoints(run_dir / "checkpoints" / stage.name, stage.name, config_hash(config), config.checkpoint.keep)
+
+
+def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
+    outputs: Outputs = {}
+    done: list[str] = []
+    for stage in METHODS[run.problem.config.method](run.problem):
+        outputs[stage.name] = _run_stage(run, stage, outputs)
+        done.append(stage.name)
+        if stage.name == "generators":
+            _save_grid(run, outputs["generators"])
+        if stage.name == stop_after:
+            break
+    return outputs, done
+
+
+def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
+    """One stage from its newest checkpoint, or its start, to its end -> its output."""
+    inputs = stage.inputs(outputs)
+    checkpoints = _checkpoints(run.problem, run.directory, stage)
+    try:
+        restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), run.console.warning)
+        if restored is None:
+            step = 0
+            # Copies: jit hands inputs through unchanged, and the state is donated.
+            state = jax.tree.map(jnp.copy, jax.jit(stage.init)(inputs))
+        else:
+            step, state = restored
+        if restored is None or step < stage.num_steps:
+            run.log.truncate([stage.name], stage.name, step if restored else -1)
+            state = _advance(run, stage, checkpoints, inputs, state, step, fresh=restored is None)
+        return stage.output(state, inputs)
+    finally:
+        checkpoints.close()
+
+
+def _advance(
+    run: _Run, stage: Stage, checkpoints: StageCheckpoints, inputs: PyTree, state: PyTree, step: int, fresh: bool
+) -> PyTree:
+    """Segment after segment to the stage's end, with records, looks, checkpoints and signals between them."""
+    elapsed = run_directory.last_value(run.directory, stage.name, "elapsed_seconds")
+    compiling = run_directory.last_value(run.directory, stage.name, "compile_seconds")
+    clock = time.perf_counter()
+    compiled: Any = None
+
+    def write(values: dict[str, float]) -> None:
+        run.log.write(stage.name, step, values, round=step if stage.unit == "round" else None)
+
+    def look() -> None:
+        nonlocal state
+        if stage.watch is not None:
+            state, records = stage.watch(state, inputs, step)
+            write(records)
+
+    def save() -> None:
+        checkpoints.save(step, state)
+        write({"elapsed_seconds": elapsed + time.perf_counter() - clock, "compile_seconds": compiling})
+
+    if fresh:
+        look()
+        if stage.num_steps == 0:
+            save()
+            write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
+            return state
+    with run.console.progress(stage.name, stage.num_steps, step) as progress:
+        while step < stage.num_steps:
+            stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
+            first = step - step % stage.segment
+            arguments = (state, inputs, stage.data, stage.host(inputs, first), jnp.int32(step), jnp.int32(stop))
+            if compiled is None:
+                started = time.perf_counter()
+                compiled = jax.jit(stage.run, donate_argnums=0).lower(*arguments).compile()
+                compiling += time.perf_counter() - started
+                clock += time.perf_counter() - started
+            state, losses = compiled(*arguments)
+            means = _means(stage, jax.device_get(losses), first, stop, run.problem)
+            before, step = step, stop
+            write(means)
+            if stage.watch_every and (step % stage.watch_every == 0 or step == stage.num_steps):
+                look()
+            interrupted = bool(run.signals)
+            if step == stage.num_steps or step // stage.save_every > before // stage.save_every or interrupted:
+                save()
+            _advance_bar(progress, step - before, means)
+            if interrupted:
+                checkpoints.wait()
+                raise Interrupted(run.signals[0])
+    write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
+    return state
+
+
+def _advance_bar(progress: StageProgress, steps: int, means: dict[str, float]) -> None:
+    progress.advance(steps, ", ".join(f"{name} {value:.3f}" for name, value in list(means.items())[:2]))
+
+
+def _means(stage: Stage, losses: dict[str, np.ndarray], first: int, stop: int, problem: Problem) -> dict[str, float]:
+    """Mean of each loss over the segment (and clients); raises NonFiniteLoss naming stage, step and client.
+
+    Slots that a client did not reach, having fewer steps than others, hold exactly 0 and are left out.
+    """
+    means = {}
+    for name, values in losses.items():
+        values = np.asarray(values)[..., : max(stop - first, 1)]
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            *client, slot = bad[np.argmin(bad[:, -1])]
+            who = f", client {client[0]}" if stage.per_client and client else ""
+            raise NonFiniteLoss(f"{stage.name}: {name} is not finite at {stage.unit} {first + slot}{who}; lower the learning rate")
+        reached = values[values != 0]
+        means[name] = float(reached.mean()) if reached.size else 0.0
+    return means
+
+
+def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
+    """The problem and the outputs of every finished stage of a run, nothing trained."""
+    config = run_directory.read_config(run_dir)
+    ops.set_lowering(config.mapping.convolution)
+    problem = _problem(config, console)
+    outputs: Outputs = {}
+    for stage in METHODS[config.method](problem):
+        if not (run_dir / "checkpoints" / stage.name).is_dir():
+            break
+        inputs = stage.inputs(outputs)
+        checkpoints = _checkpoints(problem, run_dir, stage)
+        restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning)
+        checkpoints.close()
+        if restored is None or restored[0] < stage.num_steps:
+            break
+        outputs[stage.name] = stage.output(restored[1], inputs)
+    if not outputs:
+        raise run_directory.missing(run_dir, "warmup")
+    return problem, outputs
+
+
+def _generated(problem: Problem, generators: PyTree, num: int) -> np.ndarray:
+    """f32[C, num, 32, 32, 3], as distillation would draw them."""
+    generator = problem.config.generator
+    # Batch statistics of a handful of images would not be those of training.
+    drawn = max(num, problem.config.distill.samples_per_client)
+    key = key_at(problem.config.seed, "samples")
+    images = jax.jit(lambda g: synthetic_images(problem.generator, g, key, drawn, generator.sampling_batch_norm))(generators)
+    return np.asarray(images).reshape(problem.num_clients, drawn, *images.shape[1:])[:, :num]
+
+
+def _save_grid(run: _Run, generators: PyTree) -> None:
+    """samples/generators.png: real images of every client beside what its generator draws."""
+    path = run.directory / "samples" / "generators.png"
+    if path.exists():
+        return
+    problem = run.problem
+    real = np.stack([problem.dataset.train_images[np.resize(own, GRID_IMAGES)] for own in problem.splits.train])
+    save_real_and_generated(path, real, _generated(problem, generators, GRID_IMAGES))
+
+
+def _results(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str]) -> dict[str, Any]:
+    """What results.json holds; accuracies are shares in 0..1, bytes and seconds are of whole stages."""
+    models, confusion = evaluate_models(problem, outputs)
+    all_stages = [stage.name for stage in METHODS[problem.config.method](problem)]
+    costs = run_directory.costs(run_dir)
+    return {
+        "method": problem.config.method,
+        "seed": problem.config.seed,
+        "stages": all_stages,
+        "stages_done": done,
+        "models": models,
+        "confusion": confusion,
+        **costs,
+        "class_names": list(problem.dataset.class_names),
+        "label_counts": problem.partition_counts.tolist(),
+        "num_samples": problem.num_samples.tolist(),
+        "hardware": run_directory.hardware(),
+    }

@@ -1,0 +1,151 @@
+"""Judging models: federated validation during training, and every model of the result table at the end."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.stages.experts import Experts, predict_experts
+from mosaic_jax.stages.problem import Outputs, Problem
+from mosaic_jax.steps.evaluate import accuracy, confusion_matrix
+from mosaic_jax.steps.experts import expert_sum
+from mosaic_jax.steps.meta_step import mixture_logits
+from mosaic_jax.types import PyTree, Variables
+
+EvalBatches = tuple[np.ndarray, np.ndarray, np.ndarray]
+MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
+
+
+def eval_batches(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, batch_size: int, num_batches: int = 0) -> EvalBatches:
+    """images u8[N, B, ...], labels i32[N, B], valid bool[N, B] of the chosen images, the last batch padded by repeats."""
+    batch_size = min(batch_size, max(len(indices), 1)) if num_batches == 0 else batch_size
+    num_batches = num_batches or -(-max(len(indices), 1) // batch_size)
+    padded = np.zeros(num_batches * batch_size, np.int32)
+    padded[: len(indices)] = indices
+    valid = np.arange(len(padded)) < len(indices)
+    shape = (num_batches, batch_size)
+    chosen = padded.reshape(shape)
+    return images[chosen], labels[chosen].astype(np.int32), valid.reshape(shape)
+
+
+def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
+    """Accuracy of one model over all clients' validation images: what the clients would report, weighted by their counts.
+
+    Returns variables -> f32[]; compiled once.
+    """
+    indices = np.concatenate(problem.splits.validation)
+    batches = jax.device_put(
+        eval_batches(problem.dataset.train_images, problem.dataset.train_labels, indices, problem.config.evaluation.batch_size)
+    )
+
+    @jax.jit
+    def validate(variables: Variables, batches: PyTree) -> jax.Array:
+        def predict(images: jax.Array) -> jax.Array:
+            return problem.classifier.apply(variables, problem.decode(images), False)[0]
+
+        return accuracy(confusion_matrix(predict, batches, problem.num_classes)).astype(jnp.float32)
+
+    return lambda variables: validate(variables, batches)
+
+
+def _summary(validation: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
+    totals = test.sum(axis=1)
+    per_class = [float(test[c, c] / totals[c]) if totals[c] else None for c in range(len(totals))]
+    has_validation = validation is not None and validation.sum() > 0
+    return {
+        "validation": float(accuracy(validation)) if has_validation else None,
+        "test": float(accuracy(test)),
+        "test_per_class": per_class,
+    }
+
+
+def _client_summary(validation: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    """Mean over clients of each one's accuracy on its own share; clients without images are left out."""
+    held = validation.sum(axis=(1, 2)) > 0
+    summary = _summary(None, test.sum(axis=0))
+    summary["test"] = float(np.mean(accuracy(test)[test.sum(axis=(1, 2)) > 0]))
+    summary["validation"] = float(np.mean(accuracy(validation)[held])) if held.any() else None
+    return summary
+
+
+def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
+    """Every client's model on its own validation and test share."""
+    dataset, size = problem.dataset, problem.config.evaluation.batch_size
+    chunk = resolve_chunk(problem.config.mapping.client_chunk)
+
+    def counts(images: np.ndarray, labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
+        longest = max(max(len(share) for share in shares), 1)
+        batch = min(size, longest)
+        stacked = [eval_batches(images, labels, share, batch, -(-longest // batch)) for share in shares]
+        batches = tuple(np.stack(arrays) for arrays in zip(*stacked, strict=True))
+
+        def one(variables: Variables, own: PyTree) -> jax.Array:
+            def predict(images: jax.Array) -> jax.Array:
+                return problem.classifier.apply(variables, problem.decode(images), False)[0]
+
+            return confusion_matrix(predict, own, problem.num_classes)
+
+        return np.asarray(jax.jit(lambda c, b: for_each_client(one, (c, b), chunk=chunk))(clients, batches))
+
+    validation = counts(dataset.train_images, dataset.train_labels, problem.splits.validation)
+    return _client_summary(validation, counts(dataset.test_images, dataset.test_labels, problem.splits.test))
+
+
+def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any], list[list[int]]]:
+    """Every model that the finished stages give, on validation and the whole test set, and the last one's confusion matrix.
+
+    Returns {name: {validation, test, test_per_class}} in the order of MODELS (accuracies in 0..1), and counts [K][K].
+    """
+    dataset, config = problem.dataset, problem.config
+
+    def predictions(models: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
+        decoded = problem.decode(images)
+        logits = {
+            name: problem.classifier.apply(models[name], decoded, False)[0]
+            for name in ("global", "student", "finetuned") if name in models
+        }  # fmt: skip
+        if "experts" in models:
+            expert_logits = predict_experts(problem.classifier, models["experts"], decoded)
+            logits["expert_sum"] = expert_sum(expert_logits)
+            if "meta" in models:
+                logits["mixture"] = mixture_logits(problem.meta_model, models["meta"], expert_logits)
+        return logits
+
+    @jax.jit
+    def counts(models: dict[str, Any], batches: PyTree) -> dict[str, jax.Array]:
+        def step(sums: PyTree, batch: PyTree) -> tuple[PyTree, None]:
+            images, labels, valid = batch
+            logits = predictions(models, images)
+            add = {name: sums[name].at[labels, jnp.argmax(logits[name], -1)].add(valid.astype(jnp.int32)) for name in logits}
+            return add, None
+
+        shapes = jax.eval_shape(predictions, models, batches[0][0])
+        zero = jnp.zeros((problem.num_classes, problem.num_classes), jnp.int32)
+        return jax.lax.scan(step, dict.fromkeys(shapes, zero), batches)[0]
+
+    models: dict[str, Any] = {}
+    if "warmup" in outputs:
+        models["global"] = outputs["warmup"].global_
+    if "experts" in outputs:
+        experts: Experts = outputs["experts"]
+        models["experts"] = experts
+    for stage, name in (("meta", "meta"), ("distill", "student")):
+        if stage in outputs:
+            models[name] = outputs[stage]
+    if "finetune" in outputs:
+        models["finetuned"] = outputs["finetune"].global_
+    size = config.evaluation.batch_size
+    held = np.concatenate(problem.splits.validation)
+    test = counts(models, eval_batches(dataset.test_images, dataset.test_labels, np.arange(len(dataset.test_labels)), size))
+    test = jax.tree.map(np.asarray, test)
+    validation: dict[str, np.ndarray] = {}
+    if len(held):
+        validation = jax.tree.map(np.asarray, counts(models, eval_batches(dataset.train_images, dataset.train_labels, held, size)))
+    table = {name: _summary(validation.get(name), test[name]) for name in test}
+    if "warmup" in outputs:
+        table["clients"] = evaluate_clients(problem, outputs["warmup"].clients)
+    final = next(name for name in ("finetuned", "student", "global") if name in test)
+    return {name: table[name] for name in MODELS if name in table}, test[final].tolist()

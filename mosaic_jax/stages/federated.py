@@ -1,0 +1,108 @@
+"""Federated rounds: warm-up, fine-tuning and plain FedAvg are this stage with other numbers."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax.data.sampling import batch_indices
+from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.rng import client_key, key_at
+from mosaic_jax.stages.evaluation import federated_validation
+from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
+from mosaic_jax.steps.client_update import client_optimizer, client_update
+from mosaic_jax.steps.prototypes import Prototypes, class_prototypes
+from mosaic_jax.trees import broadcast, num_bytes, weighted_mean
+from mosaic_jax.types import Batch, PyTree, Variables
+
+
+class FederatedState(NamedTuple):
+    """global_: the server's model; clients: leaves [C, ...], the models sent in the last round.
+
+    prototypes: features f32[R, C, K, P, D], valid bool[R, C, K, P] of the last R rounds; R = 0 where none are asked for.
+    """
+
+    global_: Variables
+    clients: Variables
+    prototypes: Prototypes
+
+
+def federated_stage(
+    problem: Problem, name: str, num_rounds: int, learning_rate: float, num_prototype_rounds: int, start_from: Callable[[Outputs], Variables] | None
+) -> Stage:
+    """num_rounds rounds of T local SGD steps at every client and a mean weighted by n[i], BatchNorm statistics included.
+
+    num_prototype_rounds: the last so many rounds in which clients also send class prototypes, computed on the round's
+    batches with the model they received, in eval mode. start_from: picks the first global model out of earlier outputs; None is a fresh one.
+    """
+    config, classifier = problem.config, problem.classifier
+    optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
+    chunk = resolve_chunk(config.mapping.client_chunk)
+    ids = np.arange(problem.num_clients)
+    sizes = jnp.asarray(problem.num_samples, jnp.float32)
+    shape = (num_prototype_rounds, problem.num_clients, problem.num_classes, config.prototypes.per_class)
+    kept = config.prototypes.keep_per_class or config.prototypes.per_class
+
+    def init(inputs: PyTree) -> FederatedState:
+        received = classifier.init(key_at(config.seed, "model")) if start_from is None else inputs
+        features = jnp.zeros((*shape, classifier.feature_size))
+        return FederatedState(received, broadcast(received, problem.num_clients), Prototypes(features, jnp.zeros(shape, bool)))
+
+    def host(inputs: PyTree, start: int) -> np.ndarray:
+        return batch_indices(
+            problem.splits.train, client_ids=ids, seed=config.seed, stage=name, start=start * config.warmup.num_local_steps,
+            num_steps=config.warmup.num_local_steps, batch_size=config.warmup.batch_size, order=config.warmup.order,
+        )  # fmt: skip
+
+    def prototypes_of(indices: jax.Array, key: jax.Array, received: Variables, images: jax.Array, labels: jax.Array) -> Prototypes:
+        features = jax.lax.map(lambda i: classifier.features(received, problem.decode(images[i]), False)[0], indices)
+        found = class_prototypes(
+            key, features.reshape(-1, features.shape[-1]), labels[indices].reshape(-1),
+            problem.num_classes, config.prototypes.per_class, config.prototypes.kmeans_steps,
+        )  # fmt: skip
+        return found._replace(valid=found.valid & (jnp.arange(config.prototypes.per_class) < kept))
+
+    def run(
+        state: FederatedState, inputs: PyTree, data: tuple, indices: jax.Array, start: jax.Array, stop: jax.Array
+    ) -> tuple[FederatedState, dict[str, jax.Array]]:
+        images, labels = data
+        key = key_at(config.seed, name, start)
+
+        def one(indices: jax.Array, client: jax.Array, received: Variables, images: jax.Array, labels: jax.Array) -> tuple:
+            batches = Batch(images[indices], labels[indices])
+            return client_update(classifier, received, batches, client_key(key, client), optimizer, problem.preprocess)
+
+        clients, info = for_each_client(one, (indices, ids), (state.global_, images, labels), chunk=chunk)
+        prototypes = state.prototypes
+        if num_prototype_rounds:
+            keys = jax.vmap(lambda client: client_key(key_at(config.seed, "prototypes", start), client))(ids)
+
+            def collect(bank: Prototypes) -> Prototypes:
+                found = for_each_client(prototypes_of, (indices, keys), (state.global_, images, labels), chunk=chunk)
+                slot = start - (num_rounds - num_prototype_rounds)
+                return jax.tree.map(lambda all_rounds, new: all_rounds.at[slot].set(new), bank, found)
+
+            wanted = start >= num_rounds - num_prototype_rounds
+            prototypes = jax.lax.cond(wanted, collect, lambda bank: bank, prototypes)
+        return FederatedState(weighted_mean(clients, sizes), clients, prototypes), {"loss": jnp.mean(info.loss, axis=1, keepdims=True)}
+
+    validate = federated_validation(problem) if any(len(v) for v in problem.splits.validation) else None
+
+    def watch(state: FederatedState, inputs: PyTree, step: int) -> tuple[FederatedState, Records]:
+        return state, {"validation": float(validate(state.global_))} if validate else {}
+
+    def traffic(state: FederatedState) -> dict[str, int]:
+        model = num_bytes(state.global_) * problem.num_clients * num_rounds
+        sent = int(np.sum(state.prototypes.valid)) * (classifier.feature_size + 1) * 4
+        return {"up": model + sent, "down": model}
+
+    def inputs_of(outputs: Outputs) -> PyTree:
+        return () if start_from is None else start_from(outputs)
+
+    return Stage(
+        name=name, unit="round", num_steps=num_rounds, segment=1, save_every=config.checkpoint.every_rounds, per_client=True,
+        inputs=inputs_of, init=init, host=host, data=problem.train_arrays(), run=run, watch=watch,
+        watch_every=config.evaluation.every_rounds, output=lambda state, inputs: state, traffic=traffic,
+    )  # fmt: skip

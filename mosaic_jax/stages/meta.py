@@ -1,0 +1,64 @@
+"""Training the meta model on prototypes; the server sees no image."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax.data.sampling import batch_indices
+from mosaic_jax.rng import key_at
+from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.steps.experts import expert_head_logits
+from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step
+from mosaic_jax.types import PyTree
+
+
+class MetaInputs(NamedTuple):
+    """expert_logits: f32[N, E, K], the expert heads on all valid prototypes; labels: i32[N]."""
+
+    expert_logits: jax.Array
+    labels: jax.Array
+
+
+def meta_stage(problem: Problem) -> Stage:
+    """num_steps Adam steps of the meta model on the prototypes' expert predictions; the output is the moving average."""
+    config, meta = problem.config, problem.config.meta
+    segment = config.mapping.segment_steps
+
+    def inputs_of(outputs: Outputs) -> MetaInputs:
+        prototypes = outputs["warmup"].prototypes
+        valid = np.asarray(prototypes.valid)
+        features = np.asarray(prototypes.features)[valid]
+        labels = np.broadcast_to(np.arange(problem.num_classes)[:, None], valid.shape)[valid].astype(np.int32)
+        logits = jax.jit(lambda heads, x: expert_head_logits(problem.classifier, heads, x))(outputs["experts"].heads, features)
+        return MetaInputs(logits, jnp.asarray(labels))
+
+    def init(inputs: MetaInputs) -> MetaState:
+        return init_meta(problem.meta_model.init(key_at(config.seed, "meta_model")), meta)
+
+    def host(inputs: MetaInputs, start: int) -> np.ndarray:
+        every = np.arange(inputs.labels.shape[0], dtype=np.int32)
+        return batch_indices(
+            [every], client_ids=[0], seed=config.seed, stage="meta", start=start, num_steps=segment,
+            batch_size=meta.batch_size, batches_per_pass=meta.batches_per_epoch,
+        )[0]  # fmt: skip
+
+    def run(
+        state: MetaState, inputs: MetaInputs, data: PyTree, indices: jax.Array, start: jax.Array, stop: jax.Array
+    ) -> tuple[MetaState, dict[str, jax.Array]]:
+        def step(t: jax.Array, carry: tuple) -> tuple:
+            state, losses = carry
+            chosen = indices[t - start]
+            key = key_at(config.seed, "meta", t)
+            state, info = meta_step(problem.meta_model, state, inputs.expert_logits[chosen], inputs.labels[chosen], key, meta)
+            return state, losses.at[t - start].set(info.loss)
+
+        state, losses = jax.lax.fori_loop(start, stop, step, (state, jnp.zeros(segment)))
+        return state, {"loss": losses}
+
+    return Stage(
+        name="meta", unit="step", num_steps=meta.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
+        per_client=False, inputs=inputs_of, init=init, host=host, data=(), run=run, watch=None, watch_every=0,
+        output=lambda state, inputs: state.ema, traffic=lambda state: {"up": 0, "down": 0},
+    )  # fmt: skip

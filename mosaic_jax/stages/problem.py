@@ -1,0 +1,113 @@
+"""What a run works on, and what a stage is."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.data.augment import crop_flip, decode
+from mosaic_jax.data.partition import partition
+from mosaic_jax.data.splits import label_counts, split
+from mosaic_jax.models import build_classifier, build_generator, build_meta_model
+from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Splits
+
+
+class Problem(NamedTuple):
+    """A configuration with its networks and its data dealt to clients.
+
+    label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
+    partition_counts: i64[C, K] counts all images dealt, as papers print them.
+    """
+
+    config: Config
+    dataset: Dataset
+    splits: Splits
+    partition_counts: np.ndarray
+    label_counts: np.ndarray
+    classifier: Classifier
+    generator: Generator
+    meta_model: MetaModel
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.splits.train)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.dataset.class_names)
+
+    @property
+    def num_samples(self) -> np.ndarray:
+        return self.label_counts.sum(axis=1)
+
+    def decode(self, images: jax.Array) -> jax.Array:
+        """u8[..., 32, 32, 3] -> f32 in the run's image range."""
+        return decode(images, self.config.data)
+
+    def preprocess(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """A training batch as the network sees it: augmented by `data.augment`, then decoded."""
+        return self.decode(crop_flip(key, images) if self.config.data.augment == "crop_flip" else images)
+
+    def train_arrays(self) -> tuple[jax.Array, jax.Array]:
+        """All training images u8[N, 32, 32, 3] and labels i32[N] on the device."""
+        return jnp.asarray(self.dataset.train_images), jnp.asarray(self.dataset.train_labels)
+
+
+def build_problem(config: Config, dataset: Dataset) -> Problem:
+    """Deal the data to clients and build the networks. Raises ConfigError where a stage could not run."""
+    dealt = partition(dataset.train_labels, config.partition, config.seed)
+    splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
+    num_classes = len(dataset.class_names)
+    for client, indices in enumerate(splits.train):
+        if len(indices) == 0:
+            raise ConfigError(f"partition.num_clients={config.partition.num_clients}: client {client} got no image; use fewer clients")
+    if config.distill.keep == "best" and config.method == "mosaic" and not any(len(v) for v in splits.validation):
+        raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
+    return Problem(
+        config=config,
+        dataset=dataset,
+        splits=splits,
+        partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
+        label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
+        classifier=build_classifier(config.model, num_classes),
+        generator=build_generator(config.generator),
+        meta_model=build_meta_model(config.meta, num_classes, num_classes),
+    )
+
+
+Outputs = dict[str, PyTree]
+Records = dict[str, Any]
+
+
+class Stage(NamedTuple):
+    """One stage as pure functions; the runner jits, donates, logs, saves and resumes.
+
+    name, unit ("round" or "step"), num_steps: how far it goes; segment: steps of one compiled call.
+    save_every: steps between checkpoints. per_client: losses have a leading client axis.
+    inputs(outputs): what it reads of earlier stages' outputs, computed once.
+    init(inputs) -> state: pure and derived from the seed, so its shapes restore a checkpoint.
+    host(inputs, start): the NumPy arrays of the segment that begins at `start`.
+    data: device arrays given to every call; a server stage has none.
+    run(state, inputs, data, host arrays, start, stop) -> (state, losses: dict of f32[segment] or f32[C, segment]).
+    watch(state, inputs, step) -> (state, records), every `watch_every` steps, at step 0 and at the end, or None.
+    output(state, inputs): what later stages read. traffic: bytes up and down of the whole stage.
+    """
+
+    name: str
+    unit: str
+    num_steps: int
+    segment: int
+    save_every: int
+    per_client: bool
+    inputs: Callable[[Outputs], PyTree]
+    init: Callable[[PyTree], PyTree]
+    host: Callable[[PyTree, int], PyTree]
+    data: PyTree
+    run: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
+    watch: Callable[[PyTree, PyTree, int], tuple[PyTree, Records]] | None
+    watch_every: int
+    output: Callable[[PyTree, PyTree], PyTree]
+    traffic: Callable[[PyTree], dict[str, int]]

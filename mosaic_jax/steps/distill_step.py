@@ -1,0 +1,107 @@
+"""Distillation into the student: sampling, the loss, one step. No argument here can hold a real image."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mosaic_jax.config import DistillConfig
+from mosaic_jax.losses import DistillationTerms, distillation_loss
+from mosaic_jax.steps.generator_step import sample_images
+from mosaic_jax.types import Classifier, Generator, PyTree, Variables
+
+
+class StudentState(NamedTuple):
+    """variables: the student; opt_state: Adam's; best: the student with the highest validation; best_validation: f32[]."""
+
+    variables: Variables
+    opt_state: PyTree
+    best: Variables
+    best_validation: jax.Array
+
+
+class DistillInfo(NamedTuple):
+    """loss: f32[]; terms: kl, ce, js; teacher_confidence, agreement: f32[], means over the batch of images."""
+
+    loss: jax.Array
+    terms: DistillationTerms
+    teacher_confidence: jax.Array
+    agreement: jax.Array
+
+
+def distill_optimizer(config: DistillConfig) -> optax.GradientTransformation:
+    """Adam at a constant or cosine-decayed rate."""
+    if config.schedule == "cosine":
+        return optax.adam(optax.cosine_decay_schedule(config.learning_rate, max(config.num_steps, 1)))
+    return optax.adam(config.learning_rate)
+
+
+def init_student(variables: Variables, config: DistillConfig) -> StudentState:
+    """The student before its first step: the current global model."""
+    opt_state = distill_optimizer(config).init(variables.params)
+    return StudentState(variables, opt_state, variables, jnp.float32(-1.0))
+
+
+def synthetic_images(
+    generator: Generator, generators: Variables, key: jax.Array, samples_per_client: int, batch_norm: str
+) -> jax.Array:
+    """samples_per_client images of every client's generator, in client order.
+
+    generators: leaves f32[C, ...] -> f32[C * samples_per_client, 32, 32, 3] in [-1, 1].
+    """
+    num_clients = jax.tree.leaves(generators)[0].shape[0]
+    noise = jax.random.normal(key, (num_clients, samples_per_client, generator.latent_size))
+    images = jax.lax.map(lambda client: sample_images(generator, *client, batch_norm), (generators, noise))
+    return images.reshape(-1, *images.shape[2:])
+
+
+def sample_weights(teacher_logits: jax.Array, client_sizes: jax.Array, config: DistillConfig) -> jax.Array | None:
+    """Weight of each image by `distill.sample_weights`: None (uniform), the teacher's top probability, or its client's size.
+
+    teacher_logits: f32[C * n, K] in client order; client_sizes: f32[C].
+    """
+    if config.sample_weights == "uniform":
+        return None
+    if config.sample_weights == "confidence":
+        return jnp.max(jax.nn.softmax(teacher_logits), axis=-1)
+    return jnp.repeat(client_sizes, teacher_logits.shape[0] // client_sizes.shape[0])
+
+
+def distill_step(
+    classifier: Classifier,
+    state: StudentState,
+    images: jax.Array,
+    teacher_logits: jax.Array,
+    weights: jax.Array | None,
+    config: DistillConfig,
+) -> tuple[StudentState, DistillInfo]:
+    """One Adam step of the student on `distillation_loss`; its BatchNorm sees the synthetic batch or stays in eval mode.
+
+    images: f32[B, 32, 32, 3]; teacher_logits: f32[B, K]; weights: f32[B] or None. Source: SPEC stage 6.
+    """
+    train = config.student_batch_norm == "batch"
+    variables = state.variables
+
+    def loss_fn(params: PyTree) -> tuple[jax.Array, tuple]:
+        logits, batch_stats = classifier.apply(Variables(params, variables.batch_stats), images, train)
+        loss, terms = distillation_loss(logits, teacher_logits, config, weights)
+        return loss, (terms, logits, batch_stats)
+
+    (loss, (terms, logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)
+    updates, opt_state = distill_optimizer(config).update(gradients, state.opt_state)
+    moved = Variables(optax.apply_updates(variables.params, updates), batch_stats)
+    info = DistillInfo(
+        loss=loss,
+        terms=terms,
+        teacher_confidence=jnp.mean(jnp.max(jax.nn.softmax(teacher_logits), axis=-1)),
+        agreement=jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(teacher_logits, -1)),
+    )
+    return state._replace(variables=moved, opt_state=opt_state), info
+
+
+def keep_best(state: StudentState, judged: Variables, validation: jax.Array) -> StudentState:
+    """Remember `judged` as the best student if its federated validation accuracy is higher than any before."""
+    better = validation > state.best_validation
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), judged, state.best)
+    return state._replace(best=best, best_validation=jnp.where(better, validation, state.best_validation))
