@@ -115,13 +115,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     from mosaic_jax import runner
-    from mosaic_jax.io.report import write_report
 
-    console = console_of(arguments)
-    status = runner.train(config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console)
-    if status == 0:
-        console.message(f"report: {write_report(run_dir)}")
-    return status
+    return runner.train(
+        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console_of(arguments)
+    )
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -145,9 +142,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     check_run_dir(arguments.run_dir, checkpoints=True)
     from mosaic_jax import runner
 
-    console = console_of(arguments)
-    runner.sample(arguments.run_dir, arguments.out, arguments.num, console)
-    console.message(f"samples: {arguments.out}")
+    runner.sample(arguments.run_dir, arguments.out, arguments.num, console_of(arguments))
     return 0
 
 

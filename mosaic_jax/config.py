@@ -91,7 +91,8 @@ class GeneratorConfig:
     )
     classifier: str = setting(
         "global",
-        "auxiliary classifier: the global model, the client's own warm-up model (paper), or one trained on the client alone (public code)",
+        "auxiliary classifier: the global model, the client's own warm-up model (paper), "
+        "or one trained on the client alone (public code)",
         choices=("global", "client", "local"),
     )
     classifier_num_epochs: int = setting(50, "passes of the client's own auxiliary classifier training", low=0)

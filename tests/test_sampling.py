@@ -1,5 +1,6 @@
 """Batches of a client as a function of the step, and the augmentation of a batch."""
 
+import itertools
 import time
 
 import jax
@@ -37,7 +38,7 @@ def test_the_same_batches_come_whatever_the_segments(cuts, batch_size, batches_p
     edges = sorted([0, *cuts, 60])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mosaic_jax.data.sampling._KEYS_AT_ONCE", keys_at_once)
-        pieces = [draw(a, b - a, **options) for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [draw(a, b - a, **options) for a, b in itertools.pairwise(edges)]
     assert whole.shape == (len(SIZES), 60, batch_size) and whole.dtype == np.int32
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
 
@@ -109,17 +110,17 @@ BYTES = np.random.RandomState(0).randint(0, 256, (5, 32, 32, 3)).astype(np.uint8
 
 
 def test_decoding_gives_the_runs_image_range():
-    symmetric = decode(jnp.asarray(BYTES), DataConfig())
+    symmetric = decode(BYTES, DataConfig())
     np.testing.assert_allclose(symmetric, BYTES.astype(np.float64) / 127.5 - 1, atol=1e-6)
     assert symmetric.dtype == jnp.float32
     config = DataConfig(image_range="normalized", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
     expected = (BYTES / 255 - np.array(config.mean)) / np.array(config.std)
-    np.testing.assert_allclose(decode(jnp.asarray(BYTES), config), expected, atol=1e-5)
+    np.testing.assert_allclose(decode(BYTES, config), expected, atol=1e-5)
 
 
 def test_crop_flip_cuts_a_window_of_the_black_padded_image_and_mirrors_half():
     images = np.maximum(np.tile(BYTES, (40, 1, 1, 1)), 1)
-    changed = np.asarray(crop_flip(jax.random.key(3), jnp.asarray(images)))
+    changed = np.asarray(jax.jit(crop_flip)(jax.random.key(3), images))
     assert changed.dtype == np.uint8
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = []
@@ -134,8 +135,8 @@ def test_crop_flip_cuts_a_window_of_the_black_padded_image_and_mirrors_half():
 
 
 def test_translation_moves_each_image_by_whole_pixels_up_to_an_eighth_and_fills_with_zeros():
-    images = np.tile(decode(jnp.asarray(BYTES), DataConfig()), (40, 1, 1, 1))
-    moved = np.asarray(translate(jax.random.key(1), jnp.asarray(images)))
+    images = np.tile(BYTES.astype(np.float32) + 1, (40, 1, 1, 1))
+    moved = np.asarray(jax.jit(translate)(jax.random.key(1), images))
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     shifts = []
     for image, result in zip(padded, moved, strict=True):
@@ -148,16 +149,16 @@ def test_translation_moves_each_image_by_whole_pixels_up_to_an_eighth_and_fills_
 
 def test_the_gradient_of_translation_is_that_of_its_finite_differences():
     images = jnp.asarray(np.random.RandomState(1).standard_normal((3, 16, 16, 3)), jnp.float32)
-    check_grads(lambda x: translate(jax.random.key(0), x), (images,), order=2, modes=["rev"], atol=1e-2, rtol=1e-2)
+    check_grads(jax.jit(lambda x: translate(jax.random.key(0), x)), (images,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("change", [crop_flip, translate])
 def test_an_image_is_changed_alike_whatever_the_batch_and_the_mapping(change):
-    key, images = jax.random.key(4), jnp.asarray(BYTES, jnp.float32)
-    whole = change(key, images)
-    np.testing.assert_array_equal(change(key, images[:2]), whole[:2])
-    keys, stacked = jax.random.split(key, 4), jnp.stack([images] * 4)
-    looped = jnp.stack([change(k, x) for k, x in zip(keys, stacked, strict=True)])
-    np.testing.assert_array_equal(jax.vmap(change)(keys, stacked), looped)
-    np.testing.assert_array_equal(jax.lax.map(lambda pair: change(*pair), (keys, stacked), batch_size=3), looped)
+    images, jitted = BYTES.astype(np.float32), jax.jit(change)
+    np.testing.assert_array_equal(jitted(jax.random.key(0), images[:2]), jitted(jax.random.key(0), images)[:2])
+    stacked, make_keys = np.stack([images] * 4), jax.vmap(jax.random.key)
+    looped = np.stack([jitted(jax.random.key(client), images) for client in range(4)])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(change))(make_keys(jnp.arange(4)), stacked), looped)
+    chunked = jax.jit(lambda *pairs: jax.lax.map(lambda pair: change(*pair), pairs, batch_size=3))
+    np.testing.assert_array_equal(chunked(make_keys(jnp.arange(4)), stacked), looped)
     assert not np.array_equal(looped[0], looped[1])

@@ -58,6 +58,6 @@ _shift.defvjp(lambda images, shifts: (_shift(images, shifts), shifts), lambda sh
 def _take(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Picks images[b, rows[b, i], columns[b, j]], zero where an index is outside; rows i32[B, H], columns i32[B, W]."""
     height, width = images.shape[1:3]
-    picked = images[jnp.arange(images.shape[0])[:, None, None], rows[:, :, None], columns[:, None, :]]
+    picked = jnp.asarray(images)[jnp.arange(images.shape[0])[:, None, None], rows[:, :, None], columns[:, None, :]]
     inside = ((rows >= 0) & (rows < height))[:, :, None, None] & ((columns >= 0) & (columns < width))[:, None, :, None]
     return jnp.where(inside, picked, jnp.zeros_like(picked))

@@ -77,7 +77,8 @@ def dirichlet_unbalanced(
         smallest = max(smallest, int(sizes.min()))
     raise ConfigError(
         f"partition.alpha={alpha} gave each of partition.num_clients={num_clients} clients partition.min_samples={min_samples} "
-        f"images in none of partition.max_draws={max_draws} draws (best {smallest}): raise alpha or lower num_clients or min_samples"
+        f"images in none of partition.max_draws={max_draws} draws (best: {smallest}): raise alpha "
+        "or lower num_clients or min_samples"
     )
 
 

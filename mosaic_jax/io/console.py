@@ -1,9 +1,9 @@
 """What a person sees in the terminal: progress, messages and the result table."""
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, TextIO
 
 import rich.console
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
+COST_COLUMNS = ("stage", "sent up", "sent down", "time", "compiling")
 PLAIN_WIDTH = 160  # a log file has no width; rich would otherwise cut at 80
 PLAIN_PERIOD = 60.0  # seconds between progress lines in a log
 
@@ -75,7 +76,7 @@ class StageProgress:
 
     def __init__(self, console: Console, stage: str, total: int, done: int, live: Progress | None) -> None:
         self._console, self._stage, self._total, self._start_at, self._done, self._live = console, stage, total, done, done, live
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = monotonic()
         self._task: TaskID | None = None
         if live is not None:
             self._task = live.add_task(stage, total=total, completed=done, rate="", note="")
@@ -85,7 +86,7 @@ class StageProgress:
     def advance(self, steps: int = 1, note: str = "") -> None:
         """`steps` more are done; `note` stands beside them, as in "loss 0.12"."""
         self._done += steps
-        now = time.monotonic()
+        now = monotonic()
         seconds = (now - self._started) / max(self._done - self._start_at, 1)
         rate = f"{1 / seconds:.1f}/s" if 0 < seconds < 1 else f"{seconds:.1f} s each"
         if self._live is not None and self._task is not None:
@@ -99,7 +100,7 @@ class StageProgress:
     def finish(self) -> None:
         """Says how long the stage took; nothing on a terminal, where the bar stays."""
         if self._live is None:
-            seconds = time.monotonic() - self._started
+            seconds = monotonic() - self._started
             self._console.message(f"{self._stage}: {self._done}/{self._total} in {duration(seconds)}")
 
 
@@ -128,24 +129,29 @@ def class_table(results: Mapping[str, Any]) -> Table:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """Rows are stages, columns bytes sent up and down, seconds, and seconds of compilation (not part of the former)."""
-    sent, seconds, compiling = (results.get(key) or {} for key in ("bytes", "seconds", "compile_seconds"))
+    """`cost_rows` for the terminal."""
     table = Table(title="costs", title_justify="left")
-    table.add_column("stage")
-    for heading in ("up", "down", "time", "compiling"):
-        table.add_column(heading, justify="right")
-    for stage in dict.fromkeys([*seconds, *sent, *compiling]):
-        row = sent.get(stage, {})
-        table.add_row(
-            stage, human_bytes(row.get("up", 0)), human_bytes(row.get("down", 0)),
-            duration(seconds.get(stage, 0.0)), duration(compiling.get(stage, 0.0)),
-        )
-    table.add_section()
-    table.add_row(
-        "total", *(human_bytes(sum(row.get(way, 0) for row in sent.values())) for way in ("up", "down")),
-        duration(sum(seconds.values())), duration(sum(compiling.values())),
-    )
+    for place, heading in enumerate(COST_COLUMNS):
+        table.add_column(heading, justify="right" if place else "left")
+    rows = cost_rows(results)
+    for place, row in enumerate(rows):
+        table.add_row(*row, end_section=place == len(rows) - 2)
     return table
+
+
+def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Every stage's bytes sent by clients and to them, its seconds, and the seconds of compiling beside them; then the sums."""
+    sent, seconds, compiling = (results.get(key) or {} for key in ("bytes", "seconds", "compile_seconds"))
+    numbers: dict[str, tuple[float, ...]] = {}
+    for stage in dict.fromkeys([*seconds, *sent, *compiling]):
+        traffic = sent.get(stage, {})
+        numbers[stage] = traffic.get("up", 0), traffic.get("down", 0), seconds.get(stage, 0.0), compiling.get(stage, 0.0)
+    if numbers:
+        numbers["total"] = tuple(sum(column) for column in zip(*numbers.values(), strict=True))
+    return [
+        (stage, human_bytes(up), human_bytes(down), duration(time), duration(compile_time))
+        for stage, (up, down, time, compile_time) in numbers.items()
+    ]
 
 
 def present_models(results: Mapping[str, Any]) -> list[str]:
@@ -159,7 +165,7 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
-def human_bytes(count: int) -> str:
+def human_bytes(count: float) -> str:
     """A number of bytes with a binary unit."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -3,8 +3,11 @@
 Bring a checkpoint, with or without torch installed:
 
     variables = from_torch("resnet18", {name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    variables = from_torch("generator", "generator.pth")    # needs torch: the file is a pickled state_dict
-    arrays = to_torch("resnet18", variables)                 # model.load_state_dict({k: torch.tensor(v) for k, v in arrays.items()})
+    variables = from_torch("generator", "generator.pth")      # the file is a pickled state_dict, read by torch
+
+and hand one back:
+
+    model.load_state_dict({name: torch.tensor(array) for name, array in to_torch("resnet18", variables).items()})
 
 `kind` is one of KINDS. Sizes (width, classes, noise, feed-forward) are read from the tensors themselves.
 """
@@ -51,7 +54,7 @@ def from_torch(kind: str, state_dict: Mapping[str, Any] | str | Path) -> Variabl
     leaves, tree = jax.tree_util.tree_flatten_with_path(template)
     slots = [_slot(kind, path, leaf.shape) for path, leaf in leaves]
     for name in sorted(set(tensors) - {slot.name for slot in slots}):
-        raise ConfigError(f"tensor {name} is unknown in a state_dict of {kind}: remove it, or name another kind of {', '.join(KINDS)}")
+        raise ConfigError(f"tensor {name} is unknown in a state_dict of {kind}: remove it, or choose another of {', '.join(KINDS)}")
     arrays = []
     for slot in slots:
         tensor = _find(kind, tensors, slot.name)
@@ -100,11 +103,12 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError:
-        raise ConfigError(f"{path}: reading a PyTorch file needs torch; install it, or pass the state_dict as numpy arrays") from None
+        raise ConfigError(f"{path}: reading it needs torch; install torch, or pass the state_dict as numpy arrays") from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises its own, OS and pickle errors
-        raise ConfigError(f"{path}: not a readable state_dict ({str(error).splitlines()[0]}); save model.state_dict() alone") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path}: not a readable state_dict ({reason}); save model.state_dict() alone") from error
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: holds a {type(loaded).__name__}; save model.state_dict() alone")
     return loaded
@@ -146,10 +150,9 @@ def _slot(kind: str, path: tuple[Any, ...], shape: tuple[int, ...]) -> _Slot:
     *modules, leaf = (str(entry.key) for entry in path[1:])
     in_proj = re.fullmatch(r"in_proj_(kernel|bias)", leaf)
     name = ".".join([*_modules(kind, modules), f"in_proj_{LEAVES[in_proj[1]]}" if in_proj else LEAVES[leaf]])
+    axes = tuple(reversed(range(len(shape))))
     if len(shape) == 4:
         axes = (2, 3, 0, 1) if kind == "generator" else (2, 3, 1, 0)
-    else:
-        axes = tuple(reversed(range(len(shape))))
     return _Slot(name, tuple(shape[axis] for axis in np.argsort(axes)), axes)
 
 

@@ -14,22 +14,23 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.ops import canonical
 
 LOWERINGS = ("auto", "grouped", "map")
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _lowering = "auto"
+_Map = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def set_lowering(name: str) -> None:
     """Choose how convolutions are lowered from now on (config field `mapping.convolution`); compiled functions keep theirs.
 
     grouped: plain `lax.conv_general_dilated`, whose vmap over kernels is a grouped convolution. map: the forms of this module, one
-    client after another. auto: map on a CPU, grouped elsewhere, decided when a function is traced. Raises ConfigError for another name.
+    client after another. auto: map on a CPU, grouped elsewhere, decided when a function is traced.
+    Raises ConfigError for another name.
     """
     global _lowering
     if name not in LOWERINGS:
@@ -61,7 +62,7 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
         raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
     if _use_grouped():
         return _plain_forward(images, kernel, stride, padding)
-    return _maps(_Geometry(size, stride, padding, height, width)).forward(images, kernel)
+    return _maps(canonical.Geometry(size, stride, padding, height, width)).forward(images, kernel)
 
 
 def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -79,12 +80,14 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
     backward_kernel = kernel.swapaxes(2, 3)
     if _use_grouped():
         return _plain_images(images, backward_kernel, stride, padding)
-    return _maps(_Geometry(size, stride, padding, height, width)).to_images(images, backward_kernel)
+    return _maps(canonical.Geometry(size, stride, padding, height, width)).to_images(images, backward_kernel)
 
 
 def _square(images: jax.Array, kernel: jax.Array) -> int:
     if images.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or images.shape[3] != kernel.shape[2]:
         raise ValueError(f"convolution needs images [B, H, W, I] and a kernel [k, k, I, O], not {images.shape} and {kernel.shape}")
+    if images.dtype != kernel.dtype:
+        raise ValueError(f"convolution needs images and a kernel of one dtype, not {images.dtype} and {kernel.dtype}")
     return kernel.shape[0]
 
 
@@ -93,155 +96,59 @@ def _use_grouped() -> bool:
 
 
 def _plain_forward(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return lax.conv_general_dilated(images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS)
+    return lax.conv_general_dilated(
+        images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=canonical.DIMENSIONS
+    )
 
 
 def _plain_images(outputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     edge = kernel.shape[0] - 1 - padding
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     return lax.conv_general_dilated(
-        outputs, flipped, (1, 1), [(edge, edge)] * 2, lhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
+        outputs, flipped, (1, 1), [(edge, edge)] * 2, lhs_dilation=(stride, stride), dimension_numbers=canonical.DIMENSIONS
     )
-
-
-class _Geometry(NamedTuple):
-    """A convolution's static sizes; height and width are those of its (larger) input images."""
-
-    size: int
-    stride: int
-    padding: int
-    height: int
-    width: int
-
-    def output(self, length: int) -> int:
-        return (length + 2 * self.padding - self.size) // self.stride + 1
-
-    @property
-    def is_patches(self) -> bool:
-        """Whether the patches neither overlap nor leave gaps at the front: a matrix product."""
-        return self.padding == 0 and (self.stride >= self.size or self.height == self.width == self.size)
 
 
 class _Maps(NamedTuple):
     """The three bilinear maps; x images [B, H, W, I], k kernel [k, k, I, O], g outputs or cotangents [B, H', W', O]."""
 
-    forward: Callable[[jax.Array, jax.Array], jax.Array]  # x, k -> g
-    to_images: Callable[[jax.Array, jax.Array], jax.Array]  # g, k -> x
-    to_kernel: Callable[[jax.Array, jax.Array], jax.Array]  # x, g -> k
+    forward: _Map  # x, k -> g
+    to_images: _Map  # g, k -> x
+    to_kernel: _Map  # x, g -> k
+
+
+_OVERLAPPING = (canonical.forward, canonical.to_images, canonical.to_kernel)
+_PATCHES = (canonical.patches_forward, canonical.patches_to_images, canonical.patches_to_kernel)
 
 
 @functools.cache
-def _maps(geometry: _Geometry) -> _Maps:
-    if geometry.is_patches:
-        functions = (_patches_forward, _patches_images, _patches_kernel)
-    else:
-        functions = (_forward, _images, _kernel)
+def _maps(geometry: canonical.Geometry) -> _Maps:
+    functions = _PATCHES if geometry.is_patches else _OVERLAPPING
     forward, to_images, to_kernel = (functools.partial(function, geometry) for function in functions)
-    mapped = _Maps(
-        _over_clients(forward, foldable=True), _over_clients(to_images, foldable=True), _over_clients(to_kernel, foldable=False)
-    )
-    f, gx, gk = jax.custom_vjp(mapped.forward), jax.custom_vjp(mapped.to_images), jax.custom_vjp(mapped.to_kernel)
+    f = jax.custom_vjp(_over_clients(forward, foldable=True))
+    gx = jax.custom_vjp(_over_clients(to_images, foldable=True))
+    gk = jax.custom_vjp(_over_clients(to_kernel, foldable=False))
+    # A forward rule calls the map itself, not its body, so that the derivative of a derivative finds these rules again.
     f.defvjp(lambda x, k: (f(x, k), (x, k)), lambda saved, g: (gx(g, saved[1]), gk(saved[0], g)))
     gx.defvjp(lambda g, k: (gx(g, k), (g, k)), lambda saved, x: (f(x, saved[1]), gk(x, saved[0])))
     gk.defvjp(lambda x, g: (gk(x, g), (x, g)), lambda saved, k: (gx(saved[1], k), f(saved[0], k)))
     return _Maps(f, gx, gk)
 
 
-def _over_clients(function: Callable[[jax.Array, jax.Array], jax.Array], foldable: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _over_clients(function: _Map, foldable: bool) -> _Map:
     """`function` whose vmap visits clients one at a time; images alone (foldable) become a larger batch."""
-    function_ = custom_vmap(function)
+    mapped = custom_vmap(function)
 
-    @function_.def_vmap
+    @mapped.def_vmap
     def rule(axis_size: int, in_batched: list[bool], left: jax.Array, right: jax.Array) -> tuple[jax.Array, bool]:
         if foldable and not in_batched[1]:
-            out = function_(left.reshape(-1, *left.shape[2:]), right)
+            out = mapped(left.reshape(-1, *left.shape[2:]), right)
             return out.reshape(axis_size, -1, *out.shape[1:]), True
+        # Calling `mapped` again keeps this rule for a vmap around this one.
         if all(in_batched):
-            return lax.map(lambda pair: function_(*pair), (left, right)), True
+            return lax.map(lambda pair: mapped(*pair), (left, right)), True
         if in_batched[0]:
-            return lax.map(lambda one: function_(one, right), left), True
-        return lax.map(lambda one: function_(left, one), right), True
+            return lax.map(lambda one: mapped(one, right), left), True
+        return lax.map(lambda one: mapped(left, one), right), True
 
-    return function_
-
-
-def _forward(geometry: _Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
-    return _plain_forward(x, k, geometry.stride, geometry.padding)
-
-
-def _images(geometry: _Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
-    """Sub-pixel form: the pixels with the same remainder modulo the stride are one convolution with every stride-th tap."""
-    stride = geometry.stride
-    k = lax.optimization_barrier(k[::-1, ::-1].swapaxes(2, 3))
-    lengths = [-(-length // stride) for length in (geometry.height, geometry.width)]
-    rows = []
-    for row in range(stride):
-        phases = []
-        for column in range(stride):
-            taps, pads = [], []
-            for phase, length, cotangents in zip((row, column), lengths, g.shape[1:3], strict=True):
-                shift, first = divmod(phase + geometry.padding, stride)
-                count = len(range(first, geometry.size, stride))
-                # Taps first, first + stride, ... in the flipped kernel, where tap t stands at size - 1 - t.
-                taps.append(slice((geometry.size - 1 - first) % stride, geometry.size - first, stride))
-                low = count - 1 - shift
-                pads.append((low, length + count - 1 - low - cotangents))
-            sub = lax.optimization_barrier(k[taps[0], taps[1]])
-            if 0 in sub.shape:
-                phases.append(jnp.zeros((g.shape[0], *lengths, sub.shape[3]), g.dtype))
-            else:
-                phases.append(_conv(g, sub, pads))
-        rows.append(jnp.stack(phases, axis=3))
-    x = jnp.stack(rows, axis=2)
-    x = x.reshape(g.shape[0], lengths[0] * stride, lengths[1] * stride, -1)
-    return x[:, : geometry.height, : geometry.width]
-
-
-def _conv(x: jax.Array, k: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:
-    """Stride-1 convolution whose paddings may be negative (pixels left out)."""
-    x = x[:, max(0, -pads[0][0]) : x.shape[1] + min(0, pads[0][1]), max(0, -pads[1][0]) : x.shape[2] + min(0, pads[1][1])]
-    pads = [(max(0, low), max(0, high)) for low, high in pads]
-    return lax.conv_general_dilated(x, k, (1, 1), pads, dimension_numbers=_DIMENSIONS)
-
-
-def _kernel(geometry: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Batch and channels exchanged: the cotangents, dilated by the stride, are the kernel that meets the images."""
-    stride, padding = geometry.stride, geometry.padding
-    x = lax.optimization_barrier(x.transpose(3, 1, 2, 0))
-    g = lax.optimization_barrier(g.transpose(1, 2, 0, 3))
-    pads = []
-    for length, cotangents in zip((geometry.height, geometry.width), g.shape[:2], strict=True):
-        pads.append((padding, geometry.size + (cotangents - 1) * stride - length - padding))
-    x = x[:, : geometry.height + min(0, pads[0][1]), : geometry.width + min(0, pads[1][1])]
-    pads = [(low, max(0, high)) for low, high in pads]
-    k = lax.conv_general_dilated(x, g, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS)
-    return k.transpose(1, 2, 0, 3)
-
-
-def _patches(geometry: _Geometry, x: jax.Array) -> jax.Array:
-    """[B, H, W, I] -> [B, H', W', k k I], patches that do not overlap."""
-    size, batch, channels = geometry.size, x.shape[0], x.shape[3]
-    rows, columns = geometry.output(geometry.height), geometry.output(geometry.width)
-    step = max(size, geometry.stride) if (rows, columns) != (1, 1) else size
-    x = jnp.pad(x, ((0, 0), (0, max(0, rows * step - x.shape[1])), (0, max(0, columns * step - x.shape[2])), (0, 0)))
-    x = x[:, : rows * step, : columns * step].reshape(batch, rows, step, columns, step, channels)[:, :, :size, :, :size]
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, size * size * channels)
-
-
-def _patches_forward(geometry: _Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
-    return _patches(geometry, x) @ k.reshape(-1, k.shape[3])
-
-
-def _patches_images(geometry: _Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
-    batch, rows, columns, _ = g.shape
-    size, channels = geometry.size, k.shape[2]
-    step = max(size, geometry.stride) if (rows, columns) != (1, 1) else size
-    x = (g @ k.reshape(-1, k.shape[3]).T).reshape(batch, rows, columns, size, size, channels).transpose(0, 1, 3, 2, 4, 5)
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, step - size), (0, 0), (0, step - size), (0, 0)))
-    x = x.reshape(batch, rows * step, columns * step, channels)[:, : geometry.height, : geometry.width]
-    return jnp.pad(x, ((0, 0), (0, geometry.height - x.shape[1]), (0, geometry.width - x.shape[2]), (0, 0)))
-
-
-def _patches_kernel(geometry: _Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
-    k = jnp.einsum("bhwi,bhwo->io", _patches(geometry, x), g)
-    return k.reshape(geometry.size, geometry.size, -1, g.shape[3])
+    return mapped

@@ -19,18 +19,19 @@ def kmeans(key: jax.Array, points: jax.Array, mask: jax.Array, num_centres: int,
     points: f32[N, D]; mask: bool[N]. With fewer than P masked points the one centre is their mean; with none, no centre.
     Centres that lose all points stay where they are. Returns features f32[P, D], valid bool[P].
     """
+    weights = mask.astype(points.dtype)
     count = jnp.sum(mask)
     order = jnp.argsort(jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0))
     starts = points[jnp.resize(order, (num_centres,))]
 
     def lloyd(_: jax.Array, centres: jax.Array) -> jax.Array:
         distances = jnp.sum(jnp.square(centres), axis=1) - 2.0 * points @ centres.T
-        member = jax.nn.one_hot(jnp.argmin(distances, axis=1), num_centres) * mask[:, None]
+        member = jax.nn.one_hot(jnp.argmin(distances, axis=1), num_centres, dtype=points.dtype) * weights[:, None]
         sizes = jnp.sum(member, axis=0)
         return jnp.where(sizes[:, None] > 0, (member.T @ points) / jnp.maximum(sizes, 1.0)[:, None], centres)
 
     centres = jax.lax.fori_loop(0, num_steps, lloyd, starts)
-    mean = (mask.astype(points.dtype) @ points) / jnp.maximum(count, 1)
+    mean = (weights @ points) / jnp.maximum(jnp.sum(weights), 1.0)
     enough = count >= num_centres
     valid = jnp.where(enough, True, (jnp.arange(num_centres) == 0) & (count > 0))
     features = jnp.where(enough, centres, mean)
