@@ -1,10 +1,11 @@
 """Steps of every stage against hand-computed and NumPy oracles, and gradients that must be zero."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
 
 from mosaic_jax.config import DistillConfig, GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.losses import cross_entropy, distillation_loss
@@ -15,7 +16,6 @@ from mosaic_jax.steps.client_update import client_optimizer, client_update, sgd_
 from mosaic_jax.steps.evaluate import accuracy, confusion_matrix
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits, expert_sum, mix_client_logits
 from mosaic_jax.steps.meta_step import init_meta, meta_step, mixture_logits
-from mosaic_jax.steps.prototypes import class_prototypes, kmeans
 from mosaic_jax.trees import stack
 from mosaic_jax.types import Batch, PyTree, Variables
 
@@ -29,8 +29,16 @@ SGD_STEP = jax.jit(lambda variables, opt_state, batch: sgd_step(CLASSIFIER, vari
 COUNTS = np.array([[6, 0, 3], [2, 0, 9]])
 
 
+def random_variables(init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:
+    """Values drawn by NumPy in the shapes of `init`, which would cost a compilation; all positive where they serve as variances."""
+    random = np.random.default_rng(seed)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    drawn = jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.standard_normal(leaf.shape), jnp.float32), shapes)
+    return Variables(drawn.params, jax.tree.map(jnp.exp, drawn.batch_stats)) if isinstance(drawn, Variables) else drawn
+
+
 def network(seed: int) -> Variables:
-    return jax.jit(CLASSIFIER.init)(jax.random.key(seed))
+    return random_variables(CLASSIFIER.init, seed)
 
 
 def images(batch: int) -> jax.Array:
@@ -42,37 +50,11 @@ def assert_close(ours: PyTree, expected: PyTree, rtol: float = 1e-5, atol: float
 
 
 def any_nonzero(tree: PyTree) -> bool:
-    return any(bool(np.any(leaf)) for leaf in jax.tree.leaves(tree))
+    return any(bool(np.any(leaf)) for leaf in jax.tree.leaves(jax.device_get(tree)))
 
 
-def test_kmeans_ends_where_scikit_learn_ends_from_the_same_starts() -> None:
-    random = np.random.default_rng(0)
-    points = random.standard_normal((60, 5)).astype(np.float32)
-    mask = random.uniform(size=60) < 0.7
-    starts = kmeans(jax.random.key(3), jnp.asarray(points), jnp.asarray(mask), 4, 0).features
-    expected = KMeans(4, init=np.asarray(starts), n_init=1, algorithm="lloyd", max_iter=200, tol=0.0).fit(points[mask])
-    ours = kmeans(jax.random.key(3), jnp.asarray(points), jnp.asarray(mask), 4, 200)
-    assert ours.valid.all()
-    assert_close(ours.features, expected.cluster_centers_, rtol=1e-4, atol=1e-5)
-
-
-def test_kmeans_starts_at_distinct_masked_points_chosen_by_the_key() -> None:
-    points = jnp.arange(20.0)[:, None]
-    mask = jnp.arange(20) % 2 == 0
-    starts = [np.sort(kmeans(jax.random.key(seed), points, mask, 5, 0).features[:, 0]) for seed in range(2)]
-    for chosen in starts:
-        assert len(set(chosen)) == 5 and set(chosen % 2) == {0.0}
-    assert (starts[0] != starts[1]).any()
-
-
-def test_a_class_with_fewer_points_than_centres_has_its_mean_and_an_absent_class_nothing() -> None:
-    features = jnp.asarray([[1.0, 2.0], [3.0, 6.0], [0.0, 0.0], [1.0, 1.0], [8.0, 8.0]])
-    labels = jnp.asarray([0, 0, 2, 2, 2])
-    prototypes = class_prototypes(jax.random.key(0), features, labels, 3, 3, 10)
-    np.testing.assert_array_equal(prototypes.valid, [[True, False, False], [False] * 3, [True] * 3])
-    assert_close(prototypes.features[0, 0], [2.0, 4.0])
-    assert not prototypes.features[1].any()
-    assert {tuple(centre) for centre in np.asarray(prototypes.features[2])} == {(0.0, 0.0), (1.0, 1.0), (8.0, 8.0)}
+def difference(new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(np.subtract, *jax.device_get((new, old)))
 
 
 def test_an_expert_is_the_average_weighted_by_its_class_and_an_absent_class_gets_the_global_average() -> None:
@@ -94,16 +76,18 @@ def test_experts_out_of_logits_equal_averaged_heads_on_features() -> None:
 def test_expert_logits_run_each_whole_expert_and_their_sum_is_the_control() -> None:
     experts = [network(seed) for seed in range(3)]
     logits = expert_logits(CLASSIFIER, stack(experts), images(4))
-    expected = [CLASSIFIER.apply(expert, images(4), False)[0] for expert in experts]
+    apply = jax.jit(CLASSIFIER.apply, static_argnums=2)
+    expected = [apply(expert, images(4), False)[0] for expert in experts]
     assert_close(logits, np.stack(expected, axis=1))
     assert_close(expert_sum(logits), sum(map(np.asarray, expected)))
 
 
 def test_meta_step_is_adam_on_cross_entropy_and_moves_the_average_after_it() -> None:
     logits, labels = jax.random.normal(jax.random.key(1), (6, 3, 3)), jnp.arange(6) % 3
-    state = init_meta(jax.jit(META.init)(jax.random.key(0)), META_CONFIG)
+    state = jax.jit(init_meta, static_argnums=1)(random_variables(META.init, 0), META_CONFIG)
     first, info = jax.jit(lambda state: meta_step(META, state, logits, labels, None, META_CONFIG))(state)
-    assert_close(first.ema, jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, state.params, first.params))
+    old, new = jax.device_get((state.params, first.params))
+    assert_close(first.ema, jax.tree.map(lambda a, b: 0.99 * a + 0.01 * b, old, new))
 
     def loss_fn(params: PyTree) -> jax.Array:
         return cross_entropy(mixture_logits(META, params, logits), labels)
@@ -111,15 +95,15 @@ def test_meta_step_is_adam_on_cross_entropy_and_moves_the_average_after_it() -> 
     loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(state.params)
     assert info.loss == pytest.approx(float(loss), rel=1e-5)
     # The first step of Adam is the learning rate against the gradient's sign, wherever the gradient is not tiny.
-    for old, new, gradient in zip(*map(jax.tree.leaves, (state.params, first.params, gradients)), strict=True):
+    for old, new, gradient in zip(*map(jax.tree.leaves, jax.device_get((state.params, first.params, gradients))), strict=True):
         clear = np.abs(gradient) > 1e-4
         np.testing.assert_allclose((new - old)[clear], -1e-3 * np.sign(gradient)[clear], rtol=2e-3)
 
 
 def test_distilling_has_a_gradient_for_the_student_and_none_for_meta_model_experts_and_generators() -> None:
     student, experts = network(0), stack([network(seed) for seed in (1, 2, 3)])
-    meta = jax.jit(META.init)(jax.random.key(4))
-    generators = stack([jax.jit(GENERATOR.init)(jax.random.key(seed)) for seed in (5, 6)])
+    meta = random_variables(META.init, 4)
+    generators = stack([random_variables(GENERATOR.init, seed) for seed in (5, 6)])
 
     def loss_fn(student: Variables, meta: PyTree, experts: Variables, generators: Variables) -> jax.Array:
         fake = distill.synthetic_images(GENERATOR, generators, jax.random.key(7), 4, "batch")
@@ -132,7 +116,7 @@ def test_distilling_has_a_gradient_for_the_student_and_none_for_meta_model_exper
 
 
 def test_synthetic_images_come_in_client_order_from_each_clients_own_generator() -> None:
-    first, second = (jax.jit(GENERATOR.init)(jax.random.key(seed)) for seed in (5, 6))
+    first, second = (random_variables(GENERATOR.init, seed) for seed in (5, 6))
     mixed = distill.synthetic_images(GENERATOR, stack([first, second]), jax.random.key(7), 4, "eval")
     same = distill.synthetic_images(GENERATOR, stack([first, first]), jax.random.key(7), 4, "eval")
     assert mixed.shape == (8, 32, 32, 3)
@@ -151,18 +135,18 @@ def test_sample_weights_are_none_the_teachers_confidence_or_the_clients_sizes() 
 @pytest.mark.parametrize("mode", ["batch", "eval"])
 def test_a_distill_step_moves_the_student_and_its_statistics_only_in_batch_mode(mode: str) -> None:
     config = DistillConfig(student_batch_norm=mode)
-    state = distill.init_student(network(0), config)
+    state = jax.jit(distill.init_student, static_argnums=1)(network(0), config)
     teacher = jax.random.normal(jax.random.key(1), (4, 3))
     moved, info = jax.jit(lambda state: distill.distill_step(CLASSIFIER, state, images(4), teacher, None, config))(state)
-    logits, _ = CLASSIFIER.apply(state.variables, images(4), mode == "batch")
+    logits, _ = jax.jit(CLASSIFIER.apply, static_argnums=2)(state.variables, images(4), mode == "batch")
     assert info.loss == pytest.approx(float(distillation_loss(logits, teacher, config)[0]), rel=1e-4)
-    assert any_nonzero(jax.tree.map(jnp.subtract, moved.variables.params, state.variables.params))
-    assert any_nonzero(jax.tree.map(jnp.subtract, moved.variables.batch_stats, state.variables.batch_stats)) == (mode == "batch")
+    assert any_nonzero(difference(moved.variables.params, state.variables.params))
+    assert any_nonzero(difference(moved.variables.batch_stats, state.variables.batch_stats)) == (mode == "batch")
     assert_close(moved.best, state.best, rtol=0, atol=0)
 
 
 def test_keep_best_remembers_the_first_of_the_highest_validations() -> None:
-    state = distill.init_student(network(0), DistillConfig())
+    state = jax.jit(distill.init_student, static_argnums=1)(network(0), DistillConfig())
     for seed, validation in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
         state = distill.keep_best(state, network(seed), jnp.float32(validation))
     assert_close(state.best, network(2), rtol=0, atol=0)
@@ -177,7 +161,8 @@ def test_an_sgd_step_is_the_gradient_plus_weight_decay_times_the_rate() -> None:
 
     gradients = jax.jit(jax.grad(loss_fn))(variables.params)
     moved, _, _ = SGD_STEP(variables, OPTIMIZER.init(variables.params), batch)
-    assert_close(moved.params, jax.tree.map(lambda p, g: p - 0.1 * (g + 0.01 * p), variables.params, gradients), atol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * (g + 0.01 * p), *jax.device_get((variables.params, gradients)))
+    assert_close(moved.params, expected, atol=1e-5)
 
 
 def test_a_client_update_is_its_sgd_steps_one_after_another() -> None:
@@ -200,7 +185,8 @@ def test_a_client_update_is_its_sgd_steps_one_after_another() -> None:
 
 def gan_setup(config: GeneratorConfig) -> tuple:
     discriminator = build_discriminator(config)
-    state = gan.init_gan(jax.jit(GENERATOR.init)(jax.random.key(0)), jax.jit(discriminator.init)(jax.random.key(1)), config)
+    networks = random_variables(GENERATOR.init, 0), random_variables(discriminator.init, 1)
+    state = jax.jit(gan.init_gan, static_argnums=2)(*networks, config)
     noise = jax.random.normal(jax.random.key(2), (4, 4))
 
     def step(state: gan.GanState, inversion_weight: float) -> tuple[gan.GanState, gan.GanInfo]:
@@ -216,7 +202,7 @@ def test_a_gan_step_moves_both_networks_and_their_statistics_and_the_upload_foll
     state, step = gan_setup(GAN)
     moved, info = step(state, 0.0)
     for old, new in ((state.generator, moved.generator), (state.discriminator, moved.discriminator)):
-        assert all(any_nonzero(leaf) for leaf in jax.tree.leaves(jax.tree.map(jnp.subtract, new, old)))
+        assert all(any_nonzero(leaf) for leaf in jax.tree.leaves(difference(new, old)))
     assert_close(gan.uploaded(moved), moved.generator, rtol=0, atol=0)
     assert np.isfinite([info.discriminator_loss, info.generator_loss]).all()
 
@@ -236,7 +222,7 @@ def test_tau_gives_the_inversion_term_to_small_clients_and_zero_to_all() -> None
 
 def test_samples_of_a_generator_carry_no_gradient() -> None:
     noise = jax.random.normal(jax.random.key(2), (4, 4))
-    variables = jax.jit(GENERATOR.init)(jax.random.key(0))
+    variables = random_variables(GENERATOR.init, 0)
     assert not any_nonzero(jax.jit(jax.grad(lambda v: gan.sample_images(GENERATOR, v, noise, "batch").sum()))(variables))
 
 

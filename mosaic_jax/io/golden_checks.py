@@ -35,10 +35,10 @@ class Limit(NamedTuple):
 
 EXACT, LOSS, LOGITS, GRADIENT, STEPPED = Limit(0.0), Limit(1e-5), Limit(1e-4), Limit(1e-3), Limit(1e-3)
 # Behind the gradient of a ReLU network float32 gives no more: an activation within rounding of zero falls on either side and
-# turns a whole patch of the gradient on or off. Inputs changed by 1e-7 move float64 PyTorch's own gradient norms by 2e-3, its
-# image gradient by 1e-2 (2e-3 in the 2-norm) and, because Adam's first step is the gradient's sign, the images after it by 3e-1
-# (8e-3 in the 2-norm, where the step itself is 4e-1).
-KINKED, ADAM_KINKED = Limit(1e-2, 2), Limit(3e-2, 2)
+# turns a patch of the gradient on or off. Inputs changed by 1e-7 move the generator's gradient norms by 5e-3, an image gradient
+# by 1e-2 (2e-3 in the 2-norm) and, as Adam's first step is the gradient's sign, the images after it by 3e-1 (8e-3 in the 2-norm,
+# where the step itself is 4e-1). PyTorch in float64 is itself 6e-3 and 1e-1 away from its golden float32 for these last two.
+KINKED, KINKED_GAN = Limit(1e-2, 2), Limit(3e-2, 2)
 
 Golden = Mapping[str, np.ndarray]
 Quantities = Iterator[tuple[str, Any, Limit]]  # name, our value, limit
@@ -79,8 +79,8 @@ def check_resnet18(golden: Golden, seed: int) -> Quantities:
     yield "loss_train", loss, LOSS
     for name, norm in norms("resnet18", opt_state[1]).items():
         yield f"gradnorm/{name}", norm, KINKED
-    yield "bn1_running_mean_after", variables.batch_stats["bn1"]["mean"], LOGITS
-    yield "bn1_running_var_after", variables.batch_stats["bn1"]["var"], LOGITS
+    yield "bn1_running_mean_after", variables.batch_stats["bn1"]["mean"], LOSS
+    yield "bn1_running_var_after", variables.batch_stats["bn1"]["var"], LOSS
     losses = []
     for _ in range(3):
         variables, opt_state, loss = step(variables, opt_state)
@@ -129,13 +129,13 @@ def check_gan_step(golden: Golden, seed: int) -> Quantities:
     # Adam's first moment after its first step is (1 - beta1) times the gradient.
     for letter, kind, moments, limit in (
         ("D", "discriminator", state.discriminator_opt, GRADIENT),
-        ("G", "generator", state.generator_opt, KINKED),
+        ("G", "generator", state.generator_opt, KINKED_GAN),
     ):
         for name, norm in norms(kind, optax.tree_utils.tree_get(moments, "mu")).items():
             yield f"{letter}_gradnorm/{name}", norm / (1.0 - config.beta1), limit
     yield "loss_g_adversarial", binary_cross_entropy(scores, 1.0), STEPPED
     yield "loss_g_total", info.generator_loss, STEPPED
-    yield "fake_train_after_step", nchw(fake_after), ADAM_KINKED
+    yield "fake_train_after_step", nchw(fake_after), KINKED_GAN
     # The golden scores are the updated discriminator's on the images of before G's step: their mean -log is loss_g_adversarial.
     yield "d_fake_train_after_step", jax.nn.sigmoid(scores), STEPPED
 
