@@ -23,7 +23,7 @@ from mosaic_jax.config import (
 
 
 def get_config() -> Config:
-    """ResNet-18 of width 16, 10 clients, alpha 0.1, 60 rounds."""
+    """ResNet-18 of width 16, 10 clients, alpha 0.1, 30 rounds, quarter-width generators."""
     return Config(
         data=DataConfig(
             source="tfds:cifar10",
@@ -33,11 +33,11 @@ def get_config() -> Config:
         ),
         partition=PartitionConfig(kind="dirichlet_unbalanced", alpha=0.1, num_clients=10),
         model=ModelConfig(name="resnet18", width=16),
-        warmup=WarmupConfig(num_rounds=60, num_local_steps=10, batch_size=64),
-        generator=GeneratorConfig(num_steps=1500, batch_size=64, width=16),
+        warmup=WarmupConfig(num_rounds=30, num_local_steps=10, batch_size=32, client_learning_rate=0.05),
+        generator=GeneratorConfig(num_steps=800, batch_size=32, width=16, learning_rate=5e-4, ema=0.98),
         prototypes=PrototypesConfig(per_class=10),
-        meta=MetaConfig(num_steps=250),
-        distill=DistillConfig(num_steps=300, samples_per_client=32),
-        finetune=FinetuneConfig(num_rounds=10),
+        meta=MetaConfig(num_steps=250, feed_forward_size=256),
+        distill=DistillConfig(num_steps=150, samples_per_client=8, learning_rate=3e-4, schedule="cosine"),
+        finetune=FinetuneConfig(num_rounds=5, client_learning_rate=5e-4),
         evaluation=EvaluationConfig(every_rounds=10),
     )

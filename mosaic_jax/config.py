@@ -164,6 +164,9 @@ class DistillConfig:
         "batch", "BatchNorm of the student in the forward pass: batch moves its statistics, eval freezes them",
         choices=("batch", "eval"),
     )
+    ema: float = setting(
+        0.0, "decay of the student's moving average, which is judged and handed on; 0 is off", low=0.0, high=0.9999
+    )
     sample_weights: str = setting("uniform", "weight of an image in the loss", choices=("uniform", "confidence", "client_size"))
     keep: str = setting(
         "best", "student handed on: the best by federated validation (step 0 included), or the last", choices=("best", "last")
@@ -228,11 +231,16 @@ class Config:
         validate(self)
 
 
-# The public code, exactly, where it differs from the method as intended (SPEC: one field each).
+# The public code, exactly, where it differs from the method as intended, one field each, and its own rates and batch sizes after
+# the warm-up. Sizes of networks, numbers of rounds and server steps, and the warm-up stay the configuration's.
 REFERENCE: dict[str, Any] = {
     "data.image_range": "normalized",
     "warmup.order": "fixed",
     "generator.num_epochs": 200,
+    "generator.batch_size": 64,
+    "generator.learning_rate": 2e-4,
+    "generator.beta1": 0.5,
+    "generator.beta2": 0.999,
     "generator.discriminator": "separate",
     "generator.classifier": "local",
     "generator.classifier_num_epochs": 50,
@@ -248,7 +256,13 @@ REFERENCE: dict[str, Any] = {
     "prototypes.keep_per_class": 10,
     "prototypes.num_rounds": 0,
     "meta.batches_per_epoch": 1,
+    "meta.batch_size": 128,
+    "meta.learning_rate": 1e-3,
+    "meta.ema": 0.99,
+    "meta.feed_forward_size": 2048,
+    "meta.dropout_rate": 0.2,
     "distill.teacher": "mixture",
+    "distill.samples_per_client": 32,
     "distill.learning_rate": 1e-4,
     "distill.schedule": "constant",
     "distill.temperature": 1.0,
@@ -257,8 +271,10 @@ REFERENCE: dict[str, Any] = {
     "distill.js_weight": 1.0,
     "distill.js": "midpoint",
     "distill.student_batch_norm": "eval",
+    "distill.ema": 0.0,
     "distill.sample_weights": "uniform",
     "distill.keep": "last",
+    "finetune.client_learning_rate": 1e-4,
 }
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE}
 

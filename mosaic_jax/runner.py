@@ -166,7 +166,7 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         if restored is None:
             step = 0
             # Copies: jit hands inputs through unchanged, and the state is donated.
-            state = jax.tree.map(jnp.copy, jax.jit(stage.init)(inputs))
+            state = jax.tree.map(jnp.copy, jax.jit(stage.init, compiler_options=_compile_fast())(inputs))
         else:
             step, state = restored
         if restored is None or step < stage.num_steps:
@@ -175,6 +175,11 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         return stage.output(state, inputs)
     finally:
         checkpoints.close()
+
+
+def _compile_fast() -> dict[str, Any]:
+    """Options for a program that runs once: on a CPU, optimizing many small random draws takes far longer than drawing them."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 
 def _advance(
@@ -196,14 +201,19 @@ def _advance(
             write(records)
 
     def save() -> None:
-        checkpoints.save(step, state)
+        # Records first: a run killed after the checkpoint never writes them again, one killed before it drops and rewrites them.
+        if step == stage.num_steps:
+            write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
         write({"elapsed_seconds": elapsed + time.perf_counter() - clock, "compile_seconds": compiling})
+        try:
+            checkpoints.save(step, state)
+        except FloatingPointError as error:
+            raise NonFiniteLoss(f"{stage.name}: {error} after {step} {stage.unit}s; lower the learning rate") from error
 
     if fresh:
         look()
         if stage.num_steps == 0:
             save()
-            write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
             return state
     with run.console.progress(stage.name, stage.num_steps, step) as progress:
         while step < stage.num_steps:
@@ -228,7 +238,6 @@ def _advance(
             if interrupted:
                 checkpoints.wait()
                 raise Interrupted(run.signals[0])
-    write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
     return state
 
 

@@ -148,7 +148,7 @@ def test_a_distill_step_moves_the_student_and_its_statistics_only_in_batch_mode(
 def test_keep_best_remembers_the_first_of_the_highest_validations() -> None:
     state = jax.jit(distill.init_student, static_argnums=1)(network(0), DistillConfig())
     for seed, validation in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
-        state = distill.keep_best(state, network(seed), jnp.float32(validation))
+        state = distill.keep_best(state._replace(ema=network(seed)), jnp.float32(validation))
     assert_close(state.best, network(2), rtol=0, atol=0)
     assert state.best_validation == pytest.approx(0.7)
 

@@ -44,9 +44,12 @@ class StageCheckpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Copy the state to the host and write it in the background."""
+        """Copy the state to the host and write it in the background; raises FloatingPointError for one that is not finite."""
         # A copy, not a view: on a CPU the state's own buffers are donated to the next step while Orbax still writes.
         arrays = {name: np.array(leaf) for name, leaf in _flatten(state).items() if leaf.size}
+        for name, array in arrays.items():
+            if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+                raise FloatingPointError(f"{name} is not finite")
         record = {"stage": self._stage, "step": step, "config_hash": self._config_hash, "fingerprint": _fingerprint(arrays)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         self._manager.save(step, args=items, force=True)
@@ -56,13 +59,15 @@ class StageCheckpoints:
 
         like: the state's shapes and dtypes, from jax.eval_shape.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for place, step in enumerate(steps):
             try:
                 return step, self._read(step, like)
             # Orbax, tensorstore and JSON raise a dozen unrelated types on damaged files; each of them is reported.
             except Exception as error:
                 reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-                warn(f"checkpoint {self._stage}/{step} is damaged ({reason}); using the one before it")
+                instead = "using the one before it" if place + 1 < len(steps) else "no other is left"
+                warn(f"checkpoint {self._stage}/{step} is damaged ({reason}); {instead}")
                 shutil.rmtree(self._directory / str(step), ignore_errors=True)
                 self._manager.reload()
         return None

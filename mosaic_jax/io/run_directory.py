@@ -29,7 +29,8 @@ def claim(run_dir: Path, config: Config) -> Iterator[None]:
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
-                f"--run-dir {run_dir}: holds a run of another configuration ({'; '.join(differing[:3])}{more}); name another directory"
+                f"--run-dir {run_dir}: holds a run of another configuration ({'; '.join(differing[:3])}{more}); "
+                "name another directory"
             )
     elif run_dir.is_dir() and any(file.name != ".lock" for file in run_dir.iterdir()):
         raise ConfigError(f"--run-dir {run_dir}: is not empty and holds no run; name another directory")
@@ -43,7 +44,18 @@ def claim(run_dir: Path, config: Config) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"--run-dir {run_dir}: another process is training in it; wait for it or name another") from error
-        yield
+        try:
+            yield
+        except ConfigError:
+            _release_unused(run_dir)
+            raise
+
+
+def _release_unused(run_dir: Path) -> None:
+    """Takes back the directory of a run that was refused before it wrote anything."""
+    if [file.name for file in run_dir.iterdir()] == [".lock"]:
+        (run_dir / ".lock").unlink()
+        run_dir.rmdir()
 
 
 def _write(path: Path, text: str) -> None:

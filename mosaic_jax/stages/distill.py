@@ -95,14 +95,14 @@ def distill_stage(problem: Problem) -> Stage:
             for client, row in enumerate(shares):
                 records |= {f"teacher_histogram/client{client}/class{k}": float(share) for k, share in enumerate(row)}
         if validate is not None:
-            validation = validate(state.variables)
-            state = keep_best(state, state.variables, validation)
+            validation = validate(state.ema)
+            state = keep_best(state, validation)
             records["validation"] = float(validation)
             records["best_validation"] = float(state.best_validation)
         return state, records
 
     def output(state: StudentState, inputs: DistillInputs) -> Variables:
-        return state.best if distill.keep == "best" else state.variables
+        return state.best if distill.keep == "best" else state.ema
 
     def traffic(state: StudentState) -> dict[str, int]:
         if validate is None:

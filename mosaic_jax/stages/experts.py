@@ -25,7 +25,7 @@ class Experts(NamedTuple):
 def predict_experts(classifier: Classifier, experts: Experts, images: jax.Array) -> jax.Array:
     """Logits of every class expert on images: f32[B, 32, 32, 3] -> f32[B, E, K], in either mode of `experts`."""
     logits = expert_logits(classifier, experts.models, images)
-    return logits if experts.label_counts == () else mix_client_logits(logits, experts.label_counts)
+    return logits if isinstance(experts.label_counts, tuple) else mix_client_logits(logits, experts.label_counts)
 
 
 def experts_stage(problem: Problem) -> Stage:

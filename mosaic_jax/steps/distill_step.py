@@ -9,14 +9,21 @@ import optax
 from mosaic_jax.config import DistillConfig
 from mosaic_jax.losses import DistillationTerms, distillation_loss
 from mosaic_jax.steps.generator_step import sample_images
+from mosaic_jax.trees import where
 from mosaic_jax.types import Classifier, Generator, PyTree, Variables
 
 
 class StudentState(NamedTuple):
-    """variables: the student; opt_state: Adam's; best: the student with the highest validation; best_validation: f32[]."""
+    """What distillation carries.
+
+    variables: the student being trained; opt_state: Adam's; ema: the moving average of variables (BatchNorm statistics
+    too), which is judged and handed on, and follows them where `distill.ema` is 0; best: the average with the highest
+    validation; best_validation: f32[].
+    """
 
     variables: Variables
     opt_state: PyTree
+    ema: Variables
     best: Variables
     best_validation: jax.Array
 
@@ -40,7 +47,7 @@ def distill_optimizer(config: DistillConfig) -> optax.GradientTransformation:
 def init_student(variables: Variables, config: DistillConfig) -> StudentState:
     """The student before its first step: the current global model."""
     opt_state = distill_optimizer(config).init(variables.params)
-    return StudentState(variables, opt_state, variables, jnp.float32(-1.0))
+    return StudentState(variables, opt_state, variables, variables, jnp.float32(-1.0))
 
 
 def synthetic_images(
@@ -97,11 +104,12 @@ def distill_step(
         teacher_confidence=jnp.mean(jnp.max(jax.nn.softmax(teacher_logits), axis=-1)),
         agreement=jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(teacher_logits, -1)),
     )
-    return state._replace(variables=moved, opt_state=opt_state), info
+    ema = jax.tree.map(lambda average, new: config.ema * average + (1.0 - config.ema) * new, state.ema, moved)
+    return state._replace(variables=moved, opt_state=opt_state, ema=ema), info
 
 
-def keep_best(state: StudentState, judged: Variables, validation: jax.Array) -> StudentState:
-    """Remember `judged` as the best student if its federated validation accuracy is higher than any before."""
+def keep_best(state: StudentState, validation: jax.Array) -> StudentState:
+    """Remember the averaged student as the best if its federated validation accuracy is higher than any before."""
     better = validation > state.best_validation
-    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), judged, state.best)
+    best = where(better, state.ema, state.best)
     return state._replace(best=best, best_validation=jnp.where(better, validation, state.best_validation))

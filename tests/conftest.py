@@ -1,0 +1,109 @@
+"""A run small enough for tests, a console that stops it, and one finished run that many tests share."""
+
+import contextlib
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before JAX is imported anywhere: the same tiny programs are compiled by many runs, also in child processes.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mosaic-jax-tests-"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # these programs are compiled longer than they run
+
+from mosaic_jax.config import Config
+from mosaic_jax.config_io import with_values
+from mosaic_jax.io.console import Console, StageProgress
+
+TINY: dict[str, Any] = {
+    "data.validation_fraction": 0.1, "partition.kind": "iid", "partition.num_clients": 3,
+    "model.name": "cnn", "model.width": 2,
+    "warmup.num_rounds": 3, "warmup.num_local_steps": 2, "warmup.batch_size": 8,
+    "generator.width": 2, "generator.num_steps": 4, "generator.batch_size": 8, "generator.latent_size": 8,
+    "prototypes.per_class": 2, "prototypes.kmeans_steps": 2,
+    "meta.num_steps": 4, "meta.batch_size": 16, "meta.feed_forward_size": 16, "meta.expansion": 2,
+    "distill.num_steps": 4, "distill.samples_per_client": 4, "distill.evaluate_every": 2,
+    "finetune.num_rounds": 2,
+    "checkpoint.every_rounds": 1, "checkpoint.every_steps": 1, "checkpoint.keep": 2,
+    "mapping.segment_steps": 2, "evaluation.every_rounds": 1,
+}  # fmt: skip
+
+
+def tiny(**sections: Any) -> Config:
+    """The tiny configuration with other values: tiny(seed=1, generator={"num_steps": 0})."""
+    values = dict(TINY)
+    for name, value in sections.items():
+        values |= {f"{name}.{leaf}": inner for leaf, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return with_values(Config(), values)
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `mosaic-jax train` and `partition` need for the tiny run; more NAME=VALUE may follow."""
+    file = tmp_path_factory.mktemp("configs") / "tiny.py"
+    file.write_text("from mosaic_jax.config import Config\n\nget_config = Config\n")
+    return ["--config", str(file), "--set", *(f"{name}={value}" for name, value in TINY.items())]
+
+
+class StoppingConsole(Console):
+    """A quiet console that sends this process SIGTERM as soon as a stage begins to move: each run does one segment."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+
+    @contextlib.contextmanager
+    def progress(self, stage: str, total: int, done: int = 0) -> Iterator[StageProgress]:
+        signal.raise_signal(signal.SIGTERM)
+        with super().progress(stage, total, done) as progress:
+            yield progress
+
+
+def train(config: Config, run_dir: Path, *, stop_after: str | None = None, console: Console | None = None) -> int:
+    """runner.train, quiet unless another console is given."""
+    from mosaic_jax import runner
+
+    return runner.train(config, run_dir, stop_after=stop_after, tensorboard=False, console=console or Console(quiet=True))
+
+
+def fingerprints(run_dir: Path) -> dict[str, str]:
+    """{stage: SHA-256 over its final state}, as its newest checkpoint records it."""
+    found = {}
+    for stage in sorted((run_dir / "checkpoints").iterdir()):
+        steps = [step for step in stage.iterdir() if step.name.isdigit()]
+        if not steps:
+            continue
+        newest = max(steps, key=lambda step: int(step.name))
+        record = json.loads((newest / "record" / "metadata").read_text())
+        assert record["stage"] == stage.name
+        assert record["step"] == int(newest.name)
+        found[stage.name] = record["fingerprint"]
+    return found
+
+
+def series(run_dir: Path) -> list[tuple[str, int, str, float]]:
+    """What a run recorded, clocks left out: (stage, step, name, value), sorted."""
+    from mosaic_jax.io.metrics import read
+
+    clocks = ("elapsed_seconds", "compile_seconds")
+    return sorted((r["stage"], r["step"], r["name"], r["value"]) for r in read(run_dir) if r["name"] not in clocks)
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    """Final states of all stages bitwise equal, equal records, equal results."""
+    assert fingerprints(run_dir) == fingerprints(other)
+    assert series(run_dir) == series(other)
+    one, two = (json.loads((directory / "results.json").read_text()) for directory in (run_dir, other))
+    assert [one[key] for key in ("models", "confusion", "bytes")] == [two[key] for key in ("models", "confusion", "bytes")]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished, unbroken run of `tiny()`; read it, or copy it to change it."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert train(tiny(), run_dir) == 0
+    return run_dir

@@ -1,0 +1,82 @@
+"""Mapping over clients: however they are grouped, each client gets what the loop over clients gives it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.rng import client_key, key_at
+from mosaic_jax.trees import stack
+
+NUM_CLIENTS = 5
+
+
+def work(own: dict, target: jax.Array, shared: jax.Array) -> tuple[jax.Array, dict]:
+    """A loss, and its gradients with respect to the client's own weights and to the argument that all clients share."""
+
+    def loss(own: dict, shared: jax.Array) -> jax.Array:
+        return jnp.sum((jnp.tanh(own["w"] @ shared) - target) ** 2)
+
+    value, (of_own, of_shared) = jax.value_and_grad(loss, argnums=(0, 1))(own, shared)
+    return value, {"own": of_own, "shared": of_shared}
+
+
+@pytest.fixture
+def clients() -> tuple[list[tuple[dict, jax.Array]], jax.Array]:
+    """Each client's arguments, and the shared one."""
+    random = np.random.default_rng(0)
+    own = [({"w": jnp.asarray(random.normal(size=(4, 3)), jnp.float32)}, jnp.float32(random.normal())) for _ in range(NUM_CLIENTS)]
+    return own, jnp.asarray(random.normal(size=(3, 2)), jnp.float32)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3, NUM_CLIENTS, NUM_CLIENTS + 1])
+@pytest.mark.parametrize("jit", [False, True])
+def test_mapped_equals_the_loop_for_every_chunk(clients: tuple, chunk: int, jit: bool) -> None:
+    own, shared = clients
+    mapped = stack([weights for weights, _ in own]), stack([target for _, target in own])
+
+    def run(mapped: tuple, shared: jax.Array) -> tuple:
+        return for_each_client(work, mapped, (shared,), chunk=chunk)
+
+    found = (jax.jit(run) if jit else run)(mapped, shared)
+    looped = stack([work(*client, shared) for client in own])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, looped)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_the_gradient_of_a_shared_argument_is_each_clients_own_and_never_a_sum(chunk: int) -> None:
+    def gradient(scale: jax.Array, shared: jax.Array) -> jax.Array:
+        return jax.grad(lambda shared: jnp.sum(scale * shared))(shared)
+
+    found = for_each_client(gradient, (jnp.array([1.0, 10.0, 100.0]),), (jnp.ones(2),), chunk=chunk)
+    np.testing.assert_array_equal(found, [[1.0, 1.0], [10.0, 10.0], [100.0, 100.0]])
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3])
+def test_one_client_alone_can_be_mapped(chunk: int) -> None:
+    found = for_each_client(lambda a, b: a + b, (jnp.ones((1, 2)),), (jnp.float32(2.0),), chunk=chunk)
+    np.testing.assert_array_equal(found, [[3.0, 3.0]])
+
+
+def test_what_a_client_draws_does_not_depend_on_the_cohort() -> None:
+    key = key_at(0, "warmup", 7)
+
+    def draw(client: jax.Array) -> jax.Array:
+        return jax.random.normal(client_key(key, client), (3,))
+
+    everyone = for_each_client(draw, (jnp.arange(6),), chunk=0)
+    some = for_each_client(draw, (jnp.array([4, 1]),), chunk=1)
+    np.testing.assert_array_equal(some, everyone[jnp.array([4, 1])])
+    assert len(np.unique(np.asarray(everyone))) == everyone.size
+
+
+def test_keys_differ_by_seed_stage_step_and_client() -> None:
+    keys = [key_at(0, "warmup", 1), key_at(1, "warmup", 1), key_at(0, "meta", 1), key_at(0, "warmup", 2)]
+    keys += [client_key(keys[0], 0), client_key(keys[0], 1)]
+    assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == len(keys)
+
+
+def test_a_chunk_of_zero_means_one_at_a_time_on_a_processor_and_a_given_one_stays() -> None:
+    expected = 1 if jax.default_backend() == "cpu" else 0
+    assert [resolve_chunk(chunk) for chunk in (0, 1, 4)] == [expected, 1, 4]

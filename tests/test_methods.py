@@ -1,0 +1,153 @@
+"""Every method, and every way a stage can be set: each runs, keeps its state's form, resumes, and the server sees no data."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
+
+from mosaic_jax.config import Config
+from mosaic_jax.config_io import apply_preset, with_values
+from mosaic_jax.io.datasets import load
+from mosaic_jax.methods import METHODS
+from mosaic_jax.stages import distill, experts, meta
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
+from mosaic_jax.types import Batch, Dataset, PyTree
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_stopped_after_every_segment_of_every_stage_ends_as_the_unbroken_one(
+    method: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    config = tiny(method=method)
+    unbroken = request.getfixturevalue("finished") if method == "mosaic" else tmp_path / "unbroken"
+    assert train(config, unbroken) == 0
+    stages = METHODS[method](build_problem(config, load("digits", 32)))
+    segments = sum(-(-stage.num_steps // stage.segment) for stage in stages)
+    stops = 0
+    while (status := train(config, tmp_path / "stopped", console=StoppingConsole())) == 143:
+        stops += 1
+    assert (status, stops) == (0, segments)
+    assert_same_run(tmp_path / "stopped", unbroken)
+
+
+def shapes(tree: PyTree) -> list[tuple[str, tuple[int, ...], Any, bool]]:
+    """Path, shape, dtype and weak type of every leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for path, leaf in leaves]
+
+
+def problem_of(config: Config) -> Problem:
+    return build_problem(config, load("digits", 32))
+
+
+def walk(problem: Problem, run_stage: Any) -> Outputs:
+    """Every stage in order; run_stage(stage, inputs) gives its state."""
+    outputs: Outputs = {}
+    for stage in METHODS[problem.config.method](problem):
+        inputs = stage.inputs(outputs)
+        outputs[stage.name] = stage.output(run_stage(stage, inputs), inputs)
+    return outputs
+
+
+# Settings of different stages share a case: what fails is named by its stage.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fedavg": {"method": "fedavg"},
+    "fedavg_finetune": {"method": "fedavg_finetune"},
+    "logits as experts, classifier as discriminator, weights by confidence": {
+        "experts": "logits", "generator.discriminator": "classifier", "distill.sample_weights": "confidence",
+        "distill.schedule": "cosine",
+    },
+    "client's own classifier, expert sum, weights by size": {
+        "generator.classifier": "client", "generator.inversion_weight": 1.0, "generator.entropy_weight": 1.0,
+        "distill.teacher": "expert_sum", "distill.sample_weights": "client_size",
+    },
+    "global classifier, averaged generators, clients in chunks": {
+        "generator.classifier": "global", "generator.inversion_weight": 1.0, "generator.inversion_threshold": 500,
+        "generator.ema": 0.9, "generator.sampling_batch_norm": "eval", "partition.num_clients": 4, "mapping.client_chunk": 2,
+        "data.augment": "crop_flip", "meta.pooling": "mean",
+    },
+}  # fmt: skip
+ONE_STEP = {
+    "warmup.num_rounds": 1, "generator.num_steps": 1, "meta.num_steps": 1, "distill.num_steps": 1, "finetune.num_rounds": 1,
+    "mapping.segment_steps": 1, "distill.evaluate_every": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_step_of_every_stage_keeps_the_form_of_its_state_and_has_finite_losses(name: str) -> None:
+    problem = problem_of(with_values(tiny(), ONE_STEP | VARIANTS[name]))
+
+    def one_segment(stage: Stage, inputs: PyTree) -> PyTree:
+        state = jax.jit(stage.init)(inputs)
+        form = shapes(state)
+        assert set(stage.traffic(state)) == {"up", "down"}
+        if stage.num_steps == 0:
+            return state
+        arguments = (inputs, stage.data, stage.host(inputs, 0), jnp.int32(0), jnp.int32(1))
+        state, losses = jax.jit(stage.run)(state, *arguments)
+        if stage.watch is not None:
+            state, _ = stage.watch(state, inputs, 1)
+        assert shapes(state) == form, stage.name
+        assert losses, stage.name
+        for loss_name, loss in losses.items():
+            assert loss.shape == ((problem.num_clients,) if stage.per_client else ()) + (stage.segment,)
+            assert loss.dtype == jnp.float32
+            assert np.isfinite(loss).all(), f"{stage.name}: {loss_name}"
+        for leaf in jax.tree.leaves(state):
+            assert leaf.dtype != jnp.float32 or np.isfinite(leaf).all(), stage.name
+        return state
+
+    walk(problem, one_segment)
+
+
+def test_the_reference_preset_runs_from_end_to_end(tmp_path: Path) -> None:
+    config = with_values(
+        apply_preset(tiny(), "reference"),
+        {"generator.num_epochs": 1, "generator.classifier_num_epochs": 1, "warmup.batch_size": 64, "generator.batch_size": 64},
+    )
+    assert train(config, tmp_path / "run") == 0
+    assert set(fingerprints(tmp_path / "run")) == {"warmup", "auxiliary", "generators", "experts", "meta", "distill", "finetune"}
+
+
+# --- data-free ---
+
+
+@pytest.mark.parametrize("make", [experts.experts_stage, meta.meta_stage, distill.distill_stage])
+def test_a_server_stage_is_given_no_images_and_no_batches_of_them(make: Any) -> None:
+    problem = problem_of(tiny())
+    stage = make(problem)
+    assert stage.data == ()
+    assert not stage.per_client
+    state = walk_to(problem, stage.name)
+    for leaf in jax.tree.leaves((state, stage.host(state, 0))):
+        assert leaf.dtype != np.uint8
+        assert leaf.shape[-3:] != (32, 32, 3)
+
+
+def walk_to(problem: Problem, name: str) -> PyTree:
+    """What the stage called `name` reads of stages that have only been initialized."""
+    outputs: Outputs = {}
+    for stage in METHODS["mosaic"](problem):
+        inputs = stage.inputs(outputs)
+        if stage.name == name:
+            return inputs
+        state = jax.jit(stage.init)(inputs)
+        if stage.name == "warmup":
+            state = state._replace(prototypes=state.prototypes._replace(valid=jnp.ones_like(state.prototypes.valid)))
+        outputs[stage.name] = stage.output(state, inputs)
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["distill_step", "meta_step", "experts"])
+def test_no_argument_of_a_server_step_can_hold_real_data(name: str) -> None:
+    module = __import__(f"mosaic_jax.steps.{name}", fromlist=["*"])
+    functions = [each for _, each in inspect.getmembers(module, inspect.isfunction) if each.__module__ == module.__name__]
+    assert functions
+    for function in functions:
+        types = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+        assert not {Batch, Dataset, Problem} & {kind for kind in types if isinstance(kind, type)}, function.__name__
