@@ -274,7 +274,7 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
             break
         inputs = stage.inputs(outputs)
         checkpoints = _checkpoints(problem, run_dir, stage)
-        restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning)
+        restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
         checkpoints.close()
         if restored is None or restored[0] < stage.num_steps:
             break

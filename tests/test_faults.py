@@ -18,9 +18,10 @@ from mosaic_jax.stages.problem import build_problem
 from mosaic_jax.steps.experts import class_experts
 from mosaic_jax.types import Variables
 
-ONE_STEP = {"num_steps": 2}
+# The stages in which clients work on their images; the server's never see how many there are.
 SHORT = {
-    "warmup": {"num_rounds": 1}, "generator": ONE_STEP, "meta": ONE_STEP, "distill": ONE_STEP, "finetune": {"num_rounds": 0},
+    "warmup": {"num_rounds": 1}, "generator": {"num_steps": 2}, "meta": {"num_steps": 0}, "distill": {"num_steps": 0},
+    "finetune": {"num_rounds": 0},
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Training learns: accuracies on real digits, with margins below what was measured."""
+"""Training learns: accuracies on real digits, with margins below what was measured (94% and 97%)."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,5 @@ def test_fedavg_learns_handwritten_digits(tmp_path: Path) -> None:
     )  # fmt: skip
     assert train(config, tmp_path / "run") == 0
     models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
-    print(models)
-    assert models["global"]["validation"] > 0.85
-    assert models["global"]["test"] > 0.85
+    assert models["global"]["validation"] > 0.88
+    assert models["global"]["test"] > 0.9

@@ -54,8 +54,9 @@ class StageCheckpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
         self._manager.save(step, args=items, force=True)
 
-    def restore(self, like: PyTree, warn: Callable[[str], None]) -> tuple[int, PyTree] | None:
-        """The newest sound checkpoint as (step, state), or None; damaged ones are reported through `warn` and removed.
+    def restore(self, like: PyTree, warn: Callable[[str], None], *, read_only: bool = False) -> tuple[int, PyTree] | None:
+        """The newest sound checkpoint as (step, state), or None; damaged ones are reported through `warn` and, unless
+        read_only, moved aside so that training can write their steps again.
 
         like: the state's shapes and dtypes, from jax.eval_shape.
         """
@@ -68,9 +69,16 @@ class StageCheckpoints:
                 reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
                 instead = "using the one before it" if place + 1 < len(steps) else "no other is left"
                 warn(f"checkpoint {self._stage}/{step} is damaged ({reason}); {instead}")
-                shutil.rmtree(self._directory / str(step), ignore_errors=True)
-                self._manager.reload()
+                if not read_only:
+                    self._set_aside(step)
         return None
+
+    def _set_aside(self, step: int) -> None:
+        """Make room for writing this step again; nothing a user may want to look at is deleted but an older one set aside."""
+        aside = self._directory.parent / f"{self._stage}-damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()
 
     def _read(self, step: int, like: PyTree) -> PyTree:
         shapes = _flatten(like)

@@ -19,5 +19,5 @@ def fedavg_finetune(problem: Problem) -> tuple[Stage, ...]:
         federated_stage(
             problem, "finetune", config.finetune.num_rounds, config.finetune.client_learning_rate, 0,
             lambda outputs: outputs["warmup"].global_,
-        ),  # fmt: skip
+        ),
     )

@@ -21,6 +21,7 @@ def mosaic(problem: Problem) -> tuple[Stage, ...]:
         meta_stage(problem),
         distill_stage(problem),
         federated_stage(
-            problem, "finetune", config.finetune.num_rounds, config.finetune.client_learning_rate, 0, lambda outputs: outputs["distill"]
+            problem, "finetune", config.finetune.num_rounds, config.finetune.client_learning_rate, 0,
+            lambda outputs: outputs["distill"],
         ),
     )

@@ -30,12 +30,18 @@ class FederatedState(NamedTuple):
 
 
 def federated_stage(
-    problem: Problem, name: str, num_rounds: int, learning_rate: float, num_prototype_rounds: int, start_from: Callable[[Outputs], Variables] | None
+    problem: Problem,
+    name: str,
+    num_rounds: int,
+    learning_rate: float,
+    num_prototype_rounds: int,
+    start_from: Callable[[Outputs], Variables] | None,
 ) -> Stage:
     """num_rounds rounds of T local SGD steps at every client and a mean weighted by n[i], BatchNorm statistics included.
 
     num_prototype_rounds: the last so many rounds in which clients also send class prototypes, computed on the round's
-    batches with the model they received, in eval mode. start_from: picks the first global model out of earlier outputs; None is a fresh one.
+    batches with the model they received, in eval mode. start_from: picks the first global model out of earlier outputs;
+    None is a fresh one.
     """
     config, classifier = problem.config, problem.classifier
     optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
@@ -86,7 +92,8 @@ def federated_stage(
 
             wanted = start >= num_rounds - num_prototype_rounds
             prototypes = jax.lax.cond(wanted, collect, lambda bank: bank, prototypes)
-        return FederatedState(weighted_mean(clients, sizes), clients, prototypes), {"loss": jnp.mean(info.loss, axis=1, keepdims=True)}
+        losses = {"loss": jnp.mean(info.loss, axis=1, keepdims=True)}
+        return FederatedState(weighted_mean(clients, sizes), clients, prototypes), losses
 
     validate = federated_validation(problem) if any(len(v) for v in problem.splits.validation) else None
 

@@ -63,7 +63,8 @@ def build_problem(config: Config, dataset: Dataset) -> Problem:
     num_classes = len(dataset.class_names)
     for client, indices in enumerate(splits.train):
         if len(indices) == 0:
-            raise ConfigError(f"partition.num_clients={config.partition.num_clients}: client {client} got no image; use fewer clients")
+            clients = config.partition.num_clients
+            raise ConfigError(f"partition.num_clients={clients}: client {client} got no image; use fewer clients")
     if config.distill.keep == "best" and config.method == "mosaic" and not any(len(v) for v in splits.validation):
         raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
     return Problem(
