@@ -1,8 +1,10 @@
 """A run small enough for tests, a console that stops it, and one finished run that many tests share."""
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 
 # Before JAX is imported anywhere: the same tiny programs are compiled by many runs, also in child processes.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mosaic-jax-tests-"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mosaic-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # these programs are compiled longer than they run
 
