@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import ops
-from mosaic_jax.config import Config
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
@@ -147,7 +147,12 @@ def _checkpoints(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoi
 def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
     outputs: Outputs = {}
     done: list[str] = []
-    for stage in METHODS[run.problem.config.method](run.problem):
+    stages = METHODS[run.problem.config.method](run.problem)
+    names = [stage.name for stage in stages]
+    if stop_after is not None and stop_after not in names:
+        method = run.problem.config.method
+        raise ConfigError(f"--stop-after {stop_after}: method {method} has no such stage; its stages are {', '.join(names)}")
+    for stage in stages:
         outputs[stage.name] = _run_stage(run, stage, outputs)
         done.append(stage.name)
         if stage.name == "generators":

@@ -9,7 +9,7 @@ from conftest import tiny, train
 from PIL import Image
 
 from mosaic_jax import cli
-from mosaic_jax.config import Config
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import read
@@ -148,3 +148,8 @@ def test_a_refused_directory_is_free_for_the_next_try(tiny_arguments: list[str],
     assert cli.main(["train", *tiny_arguments, "data.source=npz:nowhere.npz", "--run-dir", str(run_dir)]) == 2
     arguments = [*tiny_arguments, "method=fedavg", "warmup.num_rounds=1", "finetune.num_rounds=0"]
     assert cli.main(["train", *arguments, "--run-dir", str(run_dir)]) == 0
+
+
+def test_stopping_after_a_stage_that_the_method_lacks_names_its_stages(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--stop-after distill: method fedavg has no such stage; its stages are warmup"):
+        train(tiny(method="fedavg"), tmp_path / "run", stop_after="distill")
