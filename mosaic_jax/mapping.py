@@ -1,30 +1,110 @@
-"""The one place that maps a function written for one client over stacked clients."""
+"""The one place that maps a function written for one client over stacked clients, on one device or several."""
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mosaic_jax.config import ConfigError, MappingConfig
+from mosaic_jax.types import PyTree
+
+AXIS = "client"
+SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
-def resolve_chunk(client_chunk: int) -> int:
-    """Clients mapped together: 0 (automatic) is one at a time on a CPU, whose cores one client fills, and all elsewhere (0)."""
-    return 1 if client_chunk == 0 and jax.default_backend() == "cpu" else client_chunk
+class Plan(NamedTuple):
+    """How clients are mapped.
+
+    chunk: clients mapped together on one device: 0 is all (vmap), 1 one after another, k groups of k.
+    devices: share the clients in equal parts, each with its own copy of the program; none or one means no sharing.
+    """
+
+    chunk: int = 0
+    devices: tuple[jax.Device, ...] = ()
 
 
-def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), *, chunk: int = 0) -> Any:
+def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
+    """Let JAX see the processor as several devices, one for each core that has clients to work on.
+
+    A core with its own clients waits for nobody, whereas one client's small layers keep only one and a half of two cores busy.
+    Without effect once JAX runs, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS already say how many.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", mapping.num_devices or min(cores, num_clients))
+    except RuntimeError:  # a program that uses us as a library has started JAX already: its devices are what there is
+        return
+
+
+def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
+    """The plan that `mapping.client_chunk` and `mapping.num_devices` ask for; 0 in either leaves it to us.
+
+    Chosen by us: all local devices, but no more than clients; on a CPU one client at a time, for one fills its core, and
+    all at once elsewhere. Raises ConfigError for more devices than there are.
+    """
+    devices = jax.local_devices()
+    if mapping.num_devices > len(devices):
+        raise ConfigError(f"mapping.num_devices={mapping.num_devices}: only {len(devices)} here; use 0 for all of them")
+    chunk = 1 if mapping.client_chunk == 0 and jax.default_backend() == "cpu" else mapping.client_chunk
+    return Plan(chunk, tuple(devices[: min(mapping.num_devices or len(devices), num_clients)]))
+
+
+def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = Plan()) -> Any:
     """Apply `fn(*mapped[i], *shared)` to every client i and stack the results.
 
     mapped: tuple of pytrees with leading axis C; shared: tuple of pytrees given whole to each client.
-    chunk: 0 maps all clients at once (vmap), 1 one after another, k in groups of k (the last may be smaller).
-    Results of different chunks agree to floating-point tolerance, not to the last bit.
+    Results of different plans agree to floating-point tolerance, not to the last bit.
     """
 
-    def one(client: tuple) -> Any:
+    def one(client: tuple, shared: tuple) -> Any:
         return fn(*client, *shared)
 
+    def on_a_device(mapped: tuple, shared: tuple) -> Any:
+        here = jax.tree.leaves(mapped)[0].shape[0]
+        if plan.chunk == 0 or plan.chunk >= here > 1:
+            return jax.vmap(one, in_axes=(0, None))(mapped, shared)
+        return jax.lax.map(lambda client: one(client, shared), mapped, batch_size=plan.chunk if plan.chunk > 1 else None)
+
+    if len(plan.devices) < 2:
+        return on_a_device(mapped, shared)
+    # The last device may have fewer clients: it repeats one, whose result is dropped. With check_vma a gradient of `shared` would be
+    # summed over the clients of all devices.
     num_clients = jax.tree.leaves(mapped)[0].shape[0]
-    if chunk == 0 or chunk >= num_clients > 1:
-        return jax.vmap(one)(mapped)
-    if chunk == 1:
-        return jax.lax.map(one, mapped)
-    return jax.lax.map(one, mapped, batch_size=chunk)
+    places = np.minimum(np.arange(-(-num_clients // len(plan.devices)) * len(plan.devices)), num_clients - 1)
+    even = len(places) == num_clients
+    results = jax.shard_map(
+        on_a_device, mesh=_mesh(plan), in_specs=(SHARDED, REPLICATED), out_specs=SHARDED, check_vma=False
+    )(mapped if even else jax.tree.map(lambda x: x[places], mapped), shared)  # fmt: skip
+    return results if even else jax.tree.map(lambda x: x[:num_clients], results)
+
+
+def _mesh(plan: Plan) -> Mesh:
+    return Mesh(np.array(plan.devices), (AXIS,))
+
+
+def shardings(plan: Plan, specs: PyTree, num_clients: int) -> PyTree:
+    """Where arrays live under a plan: a NamedSharding for each PartitionSpec; None, wherever they are, for one device.
+
+    specs: a prefix of the arrays' tree. Clients that do not divide among the devices are held by all of them.
+    """
+    if len(plan.devices) < 2:
+        return None
+    even = num_clients % len(plan.devices) == 0
+    return jax.tree.map(
+        lambda spec: NamedSharding(_mesh(plan), spec if even else REPLICATED), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+
+def place(tree: PyTree, where: PyTree) -> PyTree:
+    """Arrays moved to what `shardings` returned."""
+    return tree if where is None else jax.device_put(tree, where)
+
+
+def on_one_device(tree: PyTree) -> PyTree:
+    """Arrays gathered on the first local device, where the server's stages run."""
+    return jax.device_put(tree, jax.local_devices()[0])

@@ -21,6 +21,7 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import MetricsLog
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid, save_real_and_generated
+from mosaic_jax.mapping import REPLICATED, create_cpu_devices, make_plan, on_one_device, place, shardings
 from mosaic_jax.methods import METHODS
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import evaluate_models
@@ -127,6 +128,7 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 
 
 def _problem(config: Config, console: Console) -> Problem:
+    create_cpu_devices(config.mapping, config.partition.num_clients)
     problem = build_problem(config, load(config.data.source, config.data.image_size))
     sizes = problem.num_samples
     console.message(
@@ -177,9 +179,17 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         if restored is None or step < stage.num_steps:
             run.log.truncate([stage.name], stage.name, step if restored else -1)
             state = _advance(run, stage, checkpoints, inputs, state, step, fresh=restored is None)
-        return stage.output(state, inputs)
+        return on_one_device(stage.output(state, inputs))
     finally:
         checkpoints.close()
+
+
+def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
+    """Where a stage's state and what it shares among clients live while it runs, for `mapping.place`."""
+    plan = make_plan(problem.config.mapping, problem.num_clients)
+    if stage.sharding is None:  # a stage of the server
+        return None, None
+    return shardings(plan, stage.sharding, problem.num_clients), shardings(plan, REPLICATED, problem.num_clients)
 
 
 def _compile_fast() -> dict[str, Any]:
@@ -195,6 +205,8 @@ def _advance(
     compiling = run_directory.last_value(run.directory, stage.name, "compile_seconds")
     clock = time.perf_counter()
     compiled: Any = None
+    home, everywhere = placements(run.problem, stage)
+    state, inputs, data = place(state, home), place(inputs, everywhere), place(stage.data, everywhere)
 
     def write(values: dict[str, float]) -> None:
         run.log.write(stage.name, step, values, round=step if stage.unit == "round" else None)
@@ -224,10 +236,10 @@ def _advance(
         while step < stage.num_steps:
             stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
             first = step - step % stage.segment
-            arguments = (state, inputs, stage.data, stage.host(inputs, first), jnp.int32(step), jnp.int32(stop))
+            arguments = (state, inputs, data, stage.host(inputs, first), jnp.int32(step), jnp.int32(stop))
             if compiled is None:
                 started = time.perf_counter()
-                compiled = jax.jit(stage.run, donate_argnums=0).lower(*arguments).compile()
+                compiled = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
                 compiling += time.perf_counter() - started
                 clock += time.perf_counter() - started
             state, losses = compiled(*arguments)
@@ -261,7 +273,7 @@ def _means(stage: Stage, losses: dict[str, np.ndarray], first: int, stop: int, p
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             *client, slot = bad[np.argmin(bad[:, -1])]
-            who = f", client {client[0]}" if stage.per_client and client else ""
+            who = f", client {client[0]}" if stage.sharding is not None and client else ""
             raise NonFiniteLoss(f"{stage.name}: {name} is not finite at {stage.unit} {first + slot}{who}; lower the learning rate")
         reached = values[values != 0]
         means[name] = float(reached.mean()) if reached.size else 0.0

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.config import ConfigError, MappingConfig
+from mosaic_jax.mapping import Plan, for_each_client, make_plan, on_one_device, place, shardings
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.trees import stack
 
@@ -30,14 +31,19 @@ def clients() -> tuple[list[tuple[dict, jax.Array]], jax.Array]:
     return own, jnp.asarray(random.normal(size=(3, 2)), jnp.float32)
 
 
+def plan(chunk: int, num_devices: int) -> Plan:
+    return Plan(chunk, tuple(jax.local_devices()[:num_devices]))
+
+
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, NUM_CLIENTS, NUM_CLIENTS + 1])
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
 @pytest.mark.parametrize("jit", [False, True])
-def test_mapped_equals_the_loop_for_every_chunk(clients: tuple, chunk: int, jit: bool) -> None:
+def test_mapped_equals_the_loop_for_every_plan(clients: tuple, chunk: int, num_devices: int, jit: bool) -> None:
     own, shared = clients
     mapped = stack([weights for weights, _ in own]), stack([target for _, target in own])
 
     def run(mapped: tuple, shared: jax.Array) -> tuple:
-        return for_each_client(work, mapped, (shared,), chunk=chunk)
+        return for_each_client(work, mapped, (shared,), plan(chunk, num_devices))
 
     found = (jax.jit(run) if jit else run)(mapped, shared)
     looped = stack([work(*client, shared) for client in own])
@@ -45,17 +51,39 @@ def test_mapped_equals_the_loop_for_every_chunk(clients: tuple, chunk: int, jit:
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2])
-def test_the_gradient_of_a_shared_argument_is_each_clients_own_and_never_a_sum(chunk: int) -> None:
+@pytest.mark.parametrize("num_devices", [1, 2, 3])
+def test_the_gradient_of_a_shared_argument_is_each_clients_own_and_never_a_sum(chunk: int, num_devices: int) -> None:
     def gradient(scale: jax.Array, shared: jax.Array) -> jax.Array:
         return jax.grad(lambda shared: jnp.sum(scale * shared))(shared)
 
-    found = for_each_client(gradient, (jnp.array([1.0, 10.0, 100.0]),), (jnp.ones(2),), chunk=chunk)
+    found = for_each_client(gradient, (jnp.array([1.0, 10.0, 100.0]),), (jnp.ones(2),), plan(chunk, num_devices))
     np.testing.assert_array_equal(found, [[1.0, 1.0], [10.0, 10.0], [100.0, 100.0]])
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_clients_run_as_many_steps_as_they_have_whatever_device_they_are_on(num_devices: int) -> None:
+    def count(steps: jax.Array, key: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, steps, lambda i, x: x + 1, 0) + 0 * jax.random.bits(key).astype(jnp.int32)
+
+    steps, keys = jnp.array([3, 0, 7, 1, 20]), jax.random.split(jax.random.key(0), 5)
+    found = jax.jit(lambda s, k: for_each_client(count, (s, k), (), plan(1, num_devices)))(steps, keys)
+    np.testing.assert_array_equal(found, steps)
+
+
+@pytest.mark.parametrize(("num_clients", "held"), [(4, 2), (5, 5)])
+def test_a_placed_state_is_held_in_parts_where_the_clients_divide_among_the_devices(num_clients: int, held: int) -> None:
+    where = shardings(plan(1, 2), {"clients": jax.sharding.PartitionSpec("client"), "server": jax.sharding.PartitionSpec()}, num_clients)
+    placed = place({"clients": jnp.arange(num_clients * 2.0).reshape(num_clients, 2), "server": jnp.ones(3)}, where)
+    assert [shard.data.shape for shard in placed["clients"].addressable_shards] == [(held, 2)] * 2
+    assert [shard.data.shape for shard in placed["server"].addressable_shards] == [(3,)] * 2
+    gathered = on_one_device(placed)
+    np.testing.assert_array_equal(gathered["clients"], np.arange(num_clients * 2.0).reshape(num_clients, 2))
+    assert len(gathered["clients"].devices()) == 1
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3])
 def test_one_client_alone_can_be_mapped(chunk: int) -> None:
-    found = for_each_client(lambda a, b: a + b, (jnp.ones((1, 2)),), (jnp.float32(2.0),), chunk=chunk)
+    found = for_each_client(lambda a, b: a + b, (jnp.ones((1, 2)),), (jnp.float32(2.0),), Plan(chunk))
     np.testing.assert_array_equal(found, [[3.0, 3.0]])
 
 
@@ -65,8 +93,8 @@ def test_what_a_client_draws_does_not_depend_on_the_cohort() -> None:
     def draw(client: jax.Array) -> jax.Array:
         return jax.random.normal(client_key(key, client), (3,))
 
-    everyone = for_each_client(draw, (jnp.arange(6),), chunk=0)
-    some = for_each_client(draw, (jnp.array([4, 1]),), chunk=1)
+    everyone = for_each_client(draw, (jnp.arange(6),), plan=Plan(0))
+    some = for_each_client(draw, (jnp.array([4, 1]),), plan=Plan(1))
     np.testing.assert_array_equal(some, everyone[jnp.array([4, 1])])
     assert len(np.unique(np.asarray(everyone))) == everyone.size
 
@@ -77,6 +105,15 @@ def test_keys_differ_by_seed_stage_step_and_client() -> None:
     assert len({tuple(np.asarray(jax.random.key_data(key))) for key in keys}) == len(keys)
 
 
-def test_a_chunk_of_zero_means_one_at_a_time_on_a_processor_and_a_given_one_stays() -> None:
+def test_a_plan_chosen_by_us_is_one_client_at_a_time_on_a_processor_and_shares_among_all_devices() -> None:
     expected = 1 if jax.default_backend() == "cpu" else 0
-    assert [resolve_chunk(chunk) for chunk in (0, 1, 4)] == [expected, 1, 4]
+    everything = tuple(jax.local_devices())
+    assert [make_plan(MappingConfig(client_chunk=chunk), 100).chunk for chunk in (0, 1, 4)] == [expected, 1, 4]
+    assert make_plan(MappingConfig(), 100).devices == everything
+    assert make_plan(MappingConfig(num_devices=2), 100).devices == everything[:2]
+    assert make_plan(MappingConfig(), 3).devices == everything[:3]
+
+
+def test_more_devices_than_there_are_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"mapping.num_devices=99: only \d+ here"):
+        make_plan(MappingConfig(num_devices=99), 100)

@@ -13,7 +13,9 @@ from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import apply_preset, with_values
 from mosaic_jax.io.datasets import load
+from mosaic_jax.mapping import on_one_device, place
 from mosaic_jax.methods import METHODS
+from mosaic_jax.runner import placements
 from mosaic_jax.stages import distill, experts, meta
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
 from mosaic_jax.types import Batch, Dataset, PyTree
@@ -50,7 +52,7 @@ def walk(problem: Problem, run_stage: Any) -> Outputs:
     outputs: Outputs = {}
     for stage in METHODS[problem.config.method](problem):
         inputs = stage.inputs(outputs)
-        outputs[stage.name] = stage.output(run_stage(stage, inputs), inputs)
+        outputs[stage.name] = on_one_device(stage.output(run_stage(stage, inputs), inputs))
     return outputs
 
 
@@ -88,14 +90,16 @@ def test_a_step_of_every_stage_keeps_the_form_of_its_state_and_has_finite_losses
         assert set(stage.traffic(state)) == {"up", "down"}
         if stage.num_steps == 0:
             return state
-        arguments = (inputs, stage.data, stage.host(inputs, 0), jnp.int32(0), jnp.int32(1))
+        home, everywhere = placements(problem, stage)
+        state, inputs, data = place(state, home), place(inputs, everywhere), place(stage.data, everywhere)
+        arguments = (inputs, data, stage.host(inputs, 0), jnp.int32(0), jnp.int32(1))
         state, losses = jax.jit(stage.run)(state, *arguments)
         if stage.watch is not None:
             state, _ = stage.watch(state, inputs, 1)
         assert shapes(state) == form, stage.name
         assert losses, stage.name
         for loss_name, loss in losses.items():
-            assert loss.shape == ((problem.num_clients,) if stage.per_client else ()) + (stage.segment,)
+            assert loss.shape == ((problem.num_clients,) if stage.sharding is not None else ()) + (stage.segment,)
             assert loss.dtype == jnp.float32
             assert np.isfinite(loss).all(), f"{stage.name}: {loss_name}"
         for leaf in jax.tree.leaves(state):
@@ -122,7 +126,7 @@ def test_a_server_stage_is_given_no_images_and_no_batches_of_them(make: Any) -> 
     problem = problem_of(tiny())
     stage = make(problem)
     assert stage.data == ()
-    assert not stage.per_client
+    assert stage.sharding is None
     state = walk_to(problem, stage.name)
     for leaf in jax.tree.leaves((state, stage.host(state, 0))):
         assert leaf.dtype != np.uint8
@@ -139,7 +143,7 @@ def walk_to(problem: Problem, name: str) -> PyTree:
         state = jax.jit(stage.init)(inputs)
         if stage.name == "warmup":
             state = state._replace(prototypes=state.prototypes._replace(valid=jnp.ones_like(state.prototypes.valid)))
-        outputs[stage.name] = stage.output(state, inputs)
+        outputs[stage.name] = on_one_device(stage.output(state, inputs))
     raise AssertionError(name)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import assert_same_run, fingerprints, tiny, train
 from PIL import Image
@@ -21,6 +22,7 @@ from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_json
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.metrics import read
+from mosaic_jax.mapping import on_one_device, place
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["warmup", "generators", "experts", "meta", "distill", "finetune"]
@@ -265,6 +267,33 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def final_states(run_dir: Path) -> dict:
+    return runner._restore(run_dir, Console(quiet=True))[1]
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_clients_shared_among_devices_end_where_those_of_one_device_end(
+    finished: Path, tmp_path: Path, num_devices: int
+) -> None:
+    config = tiny(mapping={"num_devices": num_devices})  # of three clients; the finished run gave each its own device
+    assert train(config, tmp_path / "run", stop_after="generators") == 0
+    ours, theirs = final_states(tmp_path / "run"), final_states(finished)
+    for stage in ("warmup", "generators"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours[stage], theirs[stage])
+
+
+def test_a_run_resumes_on_another_number_of_devices(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = jax.local_devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])
+    assert train(tiny(), tmp_path / "run", stop_after="warmup") == 0
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert train(tiny(), tmp_path / "run", console=StoppingConsole()) == 128 + signal.SIGTERM
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[:2])
+    assert train(tiny(), tmp_path / "run", stop_after="generators") == 0
+    ours, theirs = final_states(tmp_path / "run"), final_states(finished)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours["generators"], theirs["generators"])
+
+
 def test_resuming_compiles_no_stage_that_is_done(finished: Path, tmp_path: Path) -> None:
     run_dir = as_if_killed_before_the_results(finished, tmp_path / "run")
     assert train(tiny(), run_dir) == 0
@@ -278,12 +307,15 @@ def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
     for stage in runner.METHODS["mosaic"](problem):
         inputs = stage.inputs(outputs)
         state = jax.tree.map(jax.numpy.copy, jax.jit(stage.init)(inputs))
-        run = jax.jit(stage.run, donate_argnums=0)  # as the runner does it, so that the finished run's programs serve here
+        home, everywhere = runner.placements(problem, stage)
+        state, inputs, data = place(state, home), place(inputs, everywhere), place(stage.data, everywhere)
+        # As the runner does it, so that the finished run's programs serve here.
+        run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None))
         for first in range(0, stage.num_steps, stage.segment):
             with compilations() as seen:
-                arguments = (inputs, stage.data, stage.host(inputs, first), jax.numpy.int32(first))
+                arguments = (inputs, data, stage.host(inputs, first), jax.numpy.int32(first))
                 state, _ = run(state, *arguments, jax.numpy.int32(first + stage.segment))
                 if stage.watch is not None:
                     state, _ = stage.watch(state, inputs, first + stage.segment)
             assert seen if first == 0 else not seen, f"{stage.name} compiled {len(seen)} times at {stage.unit} {first}"
-        outputs[stage.name] = stage.output(state, inputs)
+        outputs[stage.name] = on_one_device(stage.output(state, inputs))

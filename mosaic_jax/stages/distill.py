@@ -113,7 +113,7 @@ def distill_stage(problem: Problem) -> Stage:
 
     return Stage(
         name="distill", unit="step", num_steps=distill.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
-        per_client=False, inputs=inputs_of, init=lambda inputs: init_student(inputs.start, distill),
+        sharding=None, inputs=inputs_of, init=lambda inputs: init_student(inputs.start, distill),
         host=lambda inputs, start: (), data=(), run=run, watch=watch, watch_every=distill.evaluate_every,
         output=output, traffic=traffic,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.mapping import for_each_client, make_plan, on_one_device
 from mosaic_jax.stages.experts import Experts, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.evaluate import accuracy, confusion_matrix
@@ -48,7 +48,7 @@ def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
 
         return accuracy(confusion_matrix(predict, batches, problem.num_classes)).astype(jnp.float32)
 
-    return lambda variables: validate(variables, batches)
+    return lambda variables: validate(on_one_device(variables), batches)
 
 
 def _summary(validation: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _client_summary(validation: np.ndarray, test: np.ndarray) -> dict[str, Any]:
 def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
     """Every client's model on its own validation and test share."""
     dataset, size = problem.dataset, problem.config.evaluation.batch_size
-    chunk = resolve_chunk(problem.config.mapping.client_chunk)
+    plan = make_plan(problem.config.mapping, problem.num_clients)._replace(devices=())
 
     def counts(images: np.ndarray, labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
         longest = max(max(len(share) for share in shares), 1)
@@ -88,7 +88,7 @@ def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
 
             return confusion_matrix(predict, own, problem.num_classes)
 
-        return np.asarray(jax.jit(lambda c, b: for_each_client(one, (c, b), chunk=chunk))(clients, batches))
+        return np.asarray(jax.jit(lambda c, b: for_each_client(one, (c, b), plan=plan))(clients, batches))
 
     validation = counts(dataset.train_images, dataset.train_labels, problem.splits.validation)
     return _client_summary(validation, counts(dataset.test_images, dataset.test_labels, problem.splits.test))

@@ -40,7 +40,7 @@ def experts_stage(problem: Problem) -> Stage:
         return outputs["warmup"].clients
 
     return Stage(
-        name="experts", unit="step", num_steps=0, segment=1, save_every=1, per_client=False, inputs=inputs_of, init=init,
+        name="experts", unit="step", num_steps=0, segment=1, save_every=1, sharding=None, inputs=inputs_of, init=init,
         host=lambda inputs, start: (), data=(), run=lambda state, *_: (state, {}), watch=None, watch_every=0,
         output=lambda state, inputs: state, traffic=lambda state: {"up": 4 * problem.label_counts.size, "down": 0},
     )  # fmt: skip

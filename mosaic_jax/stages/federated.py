@@ -6,9 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from mosaic_jax.data.sampling import batch_indices
-from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client, make_plan
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.evaluation import federated_validation
 from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
@@ -45,7 +46,7 @@ def federated_stage(
     """
     config, classifier = problem.config, problem.classifier
     optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
-    chunk = resolve_chunk(config.mapping.client_chunk)
+    plan = make_plan(config.mapping, problem.num_clients)
     ids = np.arange(problem.num_clients)
     sizes = jnp.asarray(problem.num_samples, jnp.float32)
     shape = (num_prototype_rounds, problem.num_clients, problem.num_classes, config.prototypes.per_class)
@@ -80,13 +81,13 @@ def federated_stage(
             batches = Batch(images[indices], labels[indices])
             return client_update(classifier, received, batches, client_key(key, client), optimizer, problem.preprocess)
 
-        clients, info = for_each_client(one, (indices, ids), (state.global_, images, labels), chunk=chunk)
+        clients, info = for_each_client(one, (indices, ids), (state.global_, images, labels), plan)
         prototypes = state.prototypes
         if num_prototype_rounds:
             keys = jax.vmap(lambda client: client_key(key_at(config.seed, "prototypes", start), client))(ids)
 
             def collect(bank: Prototypes) -> Prototypes:
-                found = for_each_client(prototypes_of, (indices, keys), (state.global_, images, labels), chunk=chunk)
+                found = for_each_client(prototypes_of, (indices, keys), (state.global_, images, labels), plan)
                 slot = start - (num_rounds - num_prototype_rounds)
                 return jax.tree.map(lambda all_rounds, new: all_rounds.at[slot].set(new), bank, found)
 
@@ -109,7 +110,8 @@ def federated_stage(
         return () if start_from is None else start_from(outputs)
 
     return Stage(
-        name=name, unit="round", num_steps=num_rounds, segment=1, save_every=config.checkpoint.every_rounds, per_client=True,
+        name=name, unit="round", num_steps=num_rounds, segment=1, save_every=config.checkpoint.every_rounds,
+        sharding=FederatedState(REPLICATED, SHARDED, PartitionSpec(None, AXIS)),
         inputs=inputs_of, init=init, host=host, data=problem.train_arrays(), run=run, watch=watch,
         watch_every=config.evaluation.every_rounds, output=lambda state, inputs: state, traffic=traffic,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from mosaic_jax.data.augment import translate
 from mosaic_jax.data.sampling import batch_indices
-from mosaic_jax.mapping import for_each_client, resolve_chunk
+from mosaic_jax.mapping import SHARDED, for_each_client, make_plan
 from mosaic_jax.models import build_discriminator, classifier_as_discriminator
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
@@ -43,7 +43,7 @@ def auxiliary_stage(problem: Problem) -> Stage:
     optimizer = client_optimizer(config.generator.classifier_learning_rate, config.warmup.weight_decay)
     num_steps = steps_per_client(problem.num_samples, config.generator.classifier_num_epochs, batch_size)
     ids = np.arange(problem.num_clients)
-    chunk = resolve_chunk(config.mapping.client_chunk)
+    plan = make_plan(config.mapping, problem.num_clients)
 
     def init(inputs: PyTree) -> Variables:
         return jax.vmap(lambda client: problem.classifier.init(client_key(key_at(config.seed, "auxiliary"), client)))(ids)
@@ -72,11 +72,11 @@ def auxiliary_stage(problem: Problem) -> Stage:
             variables, _, losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
             return variables, {"loss": losses}
 
-        return for_each_client(one, (state, indices, ids, jnp.asarray(num_steps)), data, chunk=chunk)
+        return for_each_client(one, (state, indices, ids, jnp.asarray(num_steps)), data, plan)
 
     return Stage(
         name="auxiliary", unit="step", num_steps=int(num_steps.max()), segment=segment, save_every=config.checkpoint.every_steps,
-        per_client=True, inputs=lambda outputs: (), init=init, host=host, data=problem.train_arrays(), run=run, watch=None,
+        sharding=SHARDED, inputs=lambda outputs: (), init=init, host=host, data=problem.train_arrays(), run=run, watch=None,
         watch_every=0, output=lambda state, inputs: state, traffic=lambda state: {"up": 0, "down": 0},
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def generators_stage(problem: Problem) -> Stage:
     num_steps = steps_per_client(np.array([len(r) for r in real]), gan.num_epochs, gan.batch_size, gan.num_steps)
     ids = np.arange(problem.num_clients)
     segment = config.mapping.segment_steps
-    chunk = resolve_chunk(config.mapping.client_chunk)
+    plan = make_plan(config.mapping, problem.num_clients)
     weights = inversion_weights(jnp.asarray(problem.num_samples), gan)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -142,10 +142,10 @@ def generators_stage(problem: Problem) -> Stage:
             return state, {"discriminator_loss": d_losses, "generator_loss": g_losses}
 
         mapped = (state, inputs.get("classifier", ()), indices, ids, jnp.asarray(num_steps), weights)
-        return for_each_client(one, mapped, data[:1], chunk=chunk)
+        return for_each_client(one, mapped, data[:1], plan)
 
     return Stage(
         name="generators", unit="step", num_steps=int(num_steps.max()), segment=segment, save_every=config.checkpoint.every_steps,
-        per_client=True, inputs=inputs_of, init=init, host=host, data=problem.train_arrays(), run=run, watch=None, watch_every=0,
+        sharding=SHARDED, inputs=inputs_of, init=init, host=host, data=problem.train_arrays(), run=run, watch=None, watch_every=0,
         output=lambda state, inputs: uploaded(state), traffic=lambda state: {"up": num_bytes(uploaded(state)), "down": 0},
     )  # fmt: skip

@@ -59,6 +59,6 @@ def meta_stage(problem: Problem) -> Stage:
 
     return Stage(
         name="meta", unit="step", num_steps=meta.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
-        per_client=False, inputs=inputs_of, init=init, host=host, data=(), run=run, watch=None, watch_every=0,
+        sharding=None, inputs=inputs_of, init=init, host=host, data=(), run=run, watch=None, watch_every=0,
         output=lambda state, inputs: state.ema, traffic=lambda state: {"up": 0, "down": 0},
     )  # fmt: skip
