@@ -26,6 +26,9 @@ class Plan(NamedTuple):
     devices: tuple[jax.Device, ...] = ()
 
 
+ONE_DEVICE = Plan()
+
+
 def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
     """Let JAX see the processor as several devices, one for each core that has clients to work on.
 
@@ -54,7 +57,7 @@ def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
     return Plan(chunk, tuple(devices[: min(mapping.num_devices or len(devices), num_clients)]))
 
 
-def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = Plan()) -> Any:
+def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = ONE_DEVICE) -> Any:
     """Apply `fn(*mapped[i], *shared)` to every client i and stack the results.
 
     mapped: tuple of pytrees with leading axis C; shared: tuple of pytrees given whole to each client.
@@ -72,8 +75,8 @@ def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), p
 
     if len(plan.devices) < 2:
         return on_a_device(mapped, shared)
-    # The last device may have fewer clients: it repeats one, whose result is dropped. With check_vma a gradient of `shared` would be
-    # summed over the clients of all devices.
+    # The last device may have fewer clients: it repeats one, whose result is dropped. With check_vma a gradient of `shared`
+    # would be summed over the clients of all devices.
     num_clients = jax.tree.leaves(mapped)[0].shape[0]
     places = np.minimum(np.arange(-(-num_clients // len(plan.devices)) * len(plan.devices)), num_clients - 1)
     even = len(places) == num_clients

@@ -27,6 +27,11 @@ def weighted_mean(stacked: PyTree, weights: jax.Array) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.tensordot(shares.astype(leaf.dtype), leaf, axes=1), stacked)
 
 
+def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
+    """decay * average + (1 - decay) * new, leaf by leaf; a decay of 0 follows `new`."""
+    return jax.tree.map(lambda old, leaf: decay * old + (1.0 - decay) * leaf, average, new)
+
+
 def where(condition: jax.Array, chosen: PyTree, other: PyTree) -> PyTree:
     """The one tree or the other by a scalar bool[]."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)

@@ -157,8 +157,8 @@ def test_the_result_table_shows_models_in_order_costs_and_classes_when_verbose(c
     results = {
         "method": "mosaic", "seed": 0, "class_names": ["cat", "dog"],
         "models": {
-            "student": {"validation": 0.5, "test": 0.6125, "test_per_class": [0.25, None]},
             "global": {"validation": None, "test": 0.812, "test_per_class": [0.5, 0.75]},
+            "student": {"validation": 0.5, "test": 0.6125, "test_per_class": [0.25, None]},
         },
         "bytes": {"warmup": {"up": 3 * 2**20, "down": 1024}}, "seconds": {"warmup": 83.0}, "compile_seconds": {"warmup": 2.0},
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import assert_same_run, fingerprints, tiny, train
+from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 from PIL import Image
 
 from mosaic_jax import cli, runner
@@ -144,11 +144,11 @@ def test_a_run_killed_at_random_moments_ends_as_the_unbroken_run(
     finished: Path, tiny_arguments: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    places = sorted(random.Random().choices(range(1, len(read(finished))), k=2))
-    print(f"killed after {places} records")
-    for place in places:
+    moments = sorted(random.Random().choices(range(1, len(read(finished))), k=2))
+    print(f"killed after {moments} records")
+    for moment in moments:
         process = start(tiny_arguments, run_dir)
-        wait_for_records(process, run_dir, place)
+        wait_for_records(process, run_dir, moment)
         process.kill()
         process.communicate(timeout=120)
     assert train(tiny(), run_dir) == 0

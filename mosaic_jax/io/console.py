@@ -10,7 +10,6 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
 COST_COLUMNS = ("stage", "sent up", "sent down", "time", "compiling")
 PLAIN_WIDTH = 160  # a log file has no width; rich would otherwise cut at 80
 PLAIN_PERIOD = 60.0  # seconds between progress lines in a log
@@ -155,9 +154,8 @@ def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def present_models(results: Mapping[str, Any]) -> list[str]:
-    """The models that a run has, in the order of the stages."""
-    models = results.get("models", {})
-    return [name for name in MODELS if name in models] + [name for name in models if name not in MODELS]
+    """The models that a run has, in the order of the stages, in which they were evaluated."""
+    return list(results.get("models", {}))
 
 
 def percent(fraction: float | None) -> str:

@@ -88,8 +88,8 @@ class Stage(NamedTuple):
 
     name, unit ("round" or "step"), num_steps: how far it goes; segment: steps of one compiled call.
     save_every: steps between checkpoints.
-    sharding: for a stage of clients, whose losses have a leading client axis, a PartitionSpec prefix of its state's tree; None for a
-    stage of the server, which runs on one device.
+    sharding: for a stage of clients, whose losses have a leading client axis, a PartitionSpec prefix of its state's tree; None
+    for a stage of the server, which runs on one device.
     inputs(outputs): what it reads of earlier stages' outputs, computed once.
     init(inputs) -> state: pure and derived from the seed, so its shapes restore a checkpoint.
     host(inputs, start): the NumPy arrays of the segment that begins at `start`.

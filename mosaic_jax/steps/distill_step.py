@@ -9,7 +9,7 @@ import optax
 from mosaic_jax.config import DistillConfig
 from mosaic_jax.losses import DistillationTerms, distillation_loss
 from mosaic_jax.steps.generator_step import sample_images
-from mosaic_jax.trees import where
+from mosaic_jax.trees import moving_average, where
 from mosaic_jax.types import Classifier, Generator, PyTree, Variables
 
 
@@ -104,8 +104,7 @@ def distill_step(
         teacher_confidence=jnp.mean(jnp.max(jax.nn.softmax(teacher_logits), axis=-1)),
         agreement=jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(teacher_logits, -1)),
     )
-    ema = jax.tree.map(lambda average, new: config.ema * average + (1.0 - config.ema) * new, state.ema, moved)
-    return state._replace(variables=moved, opt_state=opt_state, ema=ema), info
+    return state._replace(variables=moved, opt_state=opt_state, ema=moving_average(state.ema, moved, config.ema)), info
 
 
 def keep_best(state: StudentState, validation: jax.Array) -> StudentState:

@@ -9,6 +9,7 @@ import optax
 
 from mosaic_jax.config import GeneratorConfig
 from mosaic_jax.losses import batch_diversity, batch_statistics_loss, binary_cross_entropy, prediction_entropy
+from mosaic_jax.trees import moving_average
 from mosaic_jax.types import Classifier, Discriminator, Generator, PyTree, Variables
 
 # (key, images f32[B, 32, 32, 3]) -> images, differentiable: what the discriminator sees of real and generated images alike.
@@ -132,7 +133,7 @@ def generator_step(
     (gradients,) = pull_back(image_gradients)
     updates, generator_opt = optimizer.update(gradients, state.generator_opt)
     params = optax.apply_updates(state.generator.params, updates)
-    ema = jax.tree.map(lambda average, new: config.ema * average + (1.0 - config.ema) * new, state.generator_ema, params)
+    ema = moving_average(state.generator_ema, params, config.ema)
     moved = GanState(
         Variables(params, generator_stats), Variables(updated.params, stats), generator_opt, discriminator_opt, ema
     )

@@ -7,6 +7,7 @@ import optax
 
 from mosaic_jax.config import MetaConfig
 from mosaic_jax.losses import cross_entropy
+from mosaic_jax.trees import moving_average
 from mosaic_jax.types import MetaModel, PyTree
 
 
@@ -53,5 +54,4 @@ def meta_step(
     loss, gradients = jax.value_and_grad(loss_fn)(state.params)
     updates, opt_state = optax.adam(config.learning_rate).update(gradients, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    ema = jax.tree.map(lambda average, new: config.ema * average + (1.0 - config.ema) * new, state.ema, params)
-    return MetaState(params, opt_state, ema), MetaInfo(loss)
+    return MetaState(params, opt_state, moving_average(state.ema, params, config.ema)), MetaInfo(loss)
