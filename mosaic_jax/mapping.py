@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from mosaic_jax.config import ConfigError, MappingConfig
 from mosaic_jax.types import PyTree
@@ -91,23 +91,18 @@ def _mesh(plan: Plan) -> Mesh:
 
 
 def shardings(plan: Plan, specs: PyTree, num_clients: int) -> PyTree:
-    """Where arrays live under a plan: a NamedSharding for each PartitionSpec; None, wherever they are, for one device.
+    """Where arrays live under a plan: a Sharding for each PartitionSpec.
 
     specs: a prefix of the arrays' tree. Clients that do not divide among the devices are held by all of them.
     """
     if len(plan.devices) < 2:
-        return None
+        return one_device()
     even = num_clients % len(plan.devices) == 0
     return jax.tree.map(
         lambda spec: NamedSharding(_mesh(plan), spec if even else REPLICATED), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
     )
 
 
-def place(tree: PyTree, where: PyTree) -> PyTree:
-    """Arrays moved to what `shardings` returned."""
-    return tree if where is None else jax.device_put(tree, where)
-
-
-def on_one_device(tree: PyTree) -> PyTree:
-    """Arrays gathered on the first local device, where the server's stages run."""
-    return jax.device_put(tree, jax.local_devices()[0])
+def one_device() -> Sharding:
+    """The first local device, where the server's stages run."""
+    return SingleDeviceSharding(jax.local_devices()[0])

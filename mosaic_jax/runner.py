@@ -21,7 +21,7 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import MetricsLog
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid, save_real_and_generated
-from mosaic_jax.mapping import REPLICATED, create_cpu_devices, make_plan, on_one_device, place, shardings
+from mosaic_jax.mapping import REPLICATED, create_cpu_devices, make_plan, one_device, shardings
 from mosaic_jax.methods import METHODS
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import evaluate_models
@@ -179,16 +179,16 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         if restored is None or step < stage.num_steps:
             run.log.truncate([stage.name], stage.name, step if restored else -1)
             state = _advance(run, stage, checkpoints, inputs, state, step, fresh=restored is None)
-        return on_one_device(stage.output(state, inputs))
+        return jax.device_put(stage.output(state, inputs), one_device())
     finally:
         checkpoints.close()
 
 
 def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
-    """Where a stage's state and what it shares among clients live while it runs, for `mapping.place`."""
+    """Where a stage's state, and what it reads, live while it runs: Shardings for jax.device_put."""
+    if stage.sharding is None:
+        return one_device(), one_device()
     plan = make_plan(problem.config.mapping, problem.num_clients)
-    if stage.sharding is None:  # a stage of the server
-        return None, None
     return shardings(plan, stage.sharding, problem.num_clients), shardings(plan, REPLICATED, problem.num_clients)
 
 
@@ -206,7 +206,7 @@ def _advance(
     clock = time.perf_counter()
     compiled: Any = None
     home, everywhere = placements(run.problem, stage)
-    state, inputs, data = place(state, home), place(inputs, everywhere), place(stage.data, everywhere)
+    state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
 
     def write(values: dict[str, float]) -> None:
         run.log.write(stage.name, step, values, round=step if stage.unit == "round" else None)

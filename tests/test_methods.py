@@ -13,7 +13,7 @@ from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import apply_preset, with_values
 from mosaic_jax.io.datasets import load
-from mosaic_jax.mapping import on_one_device, place
+from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import METHODS
 from mosaic_jax.runner import placements
 from mosaic_jax.stages import distill, experts, meta
@@ -52,7 +52,7 @@ def walk(problem: Problem, run_stage: Any) -> Outputs:
     outputs: Outputs = {}
     for stage in METHODS[problem.config.method](problem):
         inputs = stage.inputs(outputs)
-        outputs[stage.name] = on_one_device(stage.output(run_stage(stage, inputs), inputs))
+        outputs[stage.name] = jax.device_put(stage.output(run_stage(stage, inputs), inputs), one_device())
     return outputs
 
 
@@ -91,7 +91,7 @@ def test_a_step_of_every_stage_keeps_the_form_of_its_state_and_has_finite_losses
         if stage.num_steps == 0:
             return state
         home, everywhere = placements(problem, stage)
-        state, inputs, data = place(state, home), place(inputs, everywhere), place(stage.data, everywhere)
+        state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
         arguments = (inputs, data, stage.host(inputs, 0), jnp.int32(0), jnp.int32(1))
         state, losses = jax.jit(stage.run)(state, *arguments)
         if stage.watch is not None:
@@ -143,7 +143,7 @@ def walk_to(problem: Problem, name: str) -> PyTree:
         state = jax.jit(stage.init)(inputs)
         if stage.name == "warmup":
             state = state._replace(prototypes=state.prototypes._replace(valid=jnp.ones_like(state.prototypes.valid)))
-        outputs[stage.name] = on_one_device(stage.output(state, inputs))
+        outputs[stage.name] = jax.device_put(stage.output(state, inputs), one_device())
     raise AssertionError(name)
 
 

@@ -22,7 +22,7 @@ from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_json
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.metrics import read
-from mosaic_jax.mapping import on_one_device, place
+from mosaic_jax.mapping import one_device
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["warmup", "generators", "experts", "meta", "distill", "finetune"]
@@ -308,7 +308,7 @@ def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
         inputs = stage.inputs(outputs)
         state = jax.tree.map(jax.numpy.copy, jax.jit(stage.init)(inputs))
         home, everywhere = runner.placements(problem, stage)
-        state, inputs, data = place(state, home), place(inputs, everywhere), place(stage.data, everywhere)
+        state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
         # As the runner does it, so that the finished run's programs serve here.
         run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None))
         for first in range(0, stage.num_steps, stage.segment):
@@ -318,4 +318,4 @@ def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
                 if stage.watch is not None:
                     state, _ = stage.watch(state, inputs, first + stage.segment)
             assert seen if first == 0 else not seen, f"{stage.name} compiled {len(seen)} times at {stage.unit} {first}"
-        outputs[stage.name] = on_one_device(stage.output(state, inputs))
+        outputs[stage.name] = jax.device_put(stage.output(state, inputs), one_device())

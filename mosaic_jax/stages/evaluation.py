@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.mapping import for_each_client, make_plan, on_one_device
+from mosaic_jax.mapping import for_each_client, make_plan, one_device
 from mosaic_jax.stages.experts import Experts, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.evaluate import accuracy, confusion_matrix
@@ -48,7 +48,7 @@ def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
 
         return accuracy(confusion_matrix(predict, batches, problem.num_classes)).astype(jnp.float32)
 
-    return lambda variables: validate(on_one_device(variables), batches)
+    return lambda variables: validate(jax.device_put(variables, one_device()), batches)
 
 
 def _summary(validation: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
