@@ -10,7 +10,7 @@ import numpy as np
 from mosaic_jax.mapping import for_each_client, make_plan, one_device
 from mosaic_jax.stages.experts import Experts, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem
-from mosaic_jax.steps.evaluate import accuracy, confusion_matrix
+from mosaic_jax.steps.evaluate import Predict, accuracy, confusion_matrix
 from mosaic_jax.steps.experts import expert_sum
 from mosaic_jax.steps.meta_step import mixture_logits
 from mosaic_jax.types import PyTree, Variables
@@ -43,12 +43,13 @@ def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
 
     @jax.jit
     def validate(variables: Variables, batches: PyTree) -> jax.Array:
-        def predict(images: jax.Array) -> jax.Array:
-            return problem.classifier.apply(variables, problem.decode(images), False)[0]
-
-        return accuracy(confusion_matrix(predict, batches, problem.num_classes)).astype(jnp.float32)
+        return accuracy(confusion_matrix(_predict(problem, variables), batches, problem.num_classes)).astype(jnp.float32)
 
     return lambda variables: validate(jax.device_put(variables, one_device()), batches)
+
+
+def _predict(problem: Problem, variables: Variables) -> Predict:
+    return lambda images: problem.classifier.apply(variables, problem.decode(images), False)[0]
 
 
 def _summary(validation: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
@@ -83,10 +84,7 @@ def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
         batches = tuple(np.stack(arrays) for arrays in zip(*stacked, strict=True))
 
         def one(variables: Variables, own: PyTree) -> jax.Array:
-            def predict(images: jax.Array) -> jax.Array:
-                return problem.classifier.apply(variables, problem.decode(images), False)[0]
-
-            return confusion_matrix(predict, own, problem.num_classes)
+            return confusion_matrix(_predict(problem, variables), own, problem.num_classes)
 
         return np.asarray(jax.jit(lambda c, b: for_each_client(one, (c, b), plan=plan))(clients, batches))
 
@@ -116,15 +114,7 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
 
     @jax.jit
     def counts(models: dict[str, Any], batches: PyTree) -> dict[str, jax.Array]:
-        def step(sums: PyTree, batch: PyTree) -> tuple[PyTree, None]:
-            images, labels, valid = batch
-            logits = predictions(models, images)
-            add = {name: sums[name].at[labels, jnp.argmax(logits[name], -1)].add(valid.astype(jnp.int32)) for name in logits}
-            return add, None
-
-        shapes = jax.eval_shape(predictions, models, batches[0][0])
-        zero = jnp.zeros((problem.num_classes, problem.num_classes), jnp.int32)
-        return jax.lax.scan(step, dict.fromkeys(shapes, zero), batches)[0]
+        return confusion_matrix(lambda images: predictions(models, images), batches, problem.num_classes)
 
     models: dict[str, Any] = {}
     if "warmup" in outputs:
