@@ -215,6 +215,10 @@ class Config:
         "parameters", "class experts as weighted averages of client parameters, or of client logits",
         choices=("parameters", "logits"),
     )
+    precision: str = setting(
+        "float32", "of the image networks' convolutions; bf16 keeps parameters, statistics and losses float32 (for GPU and TPU)",
+        choices=("float32", "bf16"),
+    )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     partition: PartitionConfig = dataclasses.field(default_factory=PartitionConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -73,6 +73,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "generator.ema": 0.9, "generator.sampling_batch_norm": "eval", "partition.num_clients": 4, "mapping.client_chunk": 2,
         "data.augment": "crop_flip", "meta.pooling": "mean",
     },
+    "convolutions in bf16": {"precision": "bf16", "generator.classifier": "client", "generator.inversion_weight": 1.0},
 }  # fmt: skip
 ONE_STEP = {
     "warmup.num_rounds": 1, "generator.num_steps": 1, "meta.num_steps": 1, "distill.num_steps": 1, "finetune.num_rounds": 1,

@@ -117,6 +117,31 @@ def test_generator_and_discriminator_map_noise_to_images_to_scores() -> None:
         assert all(changed((g.batch_stats, d.batch_stats), (g_stats, d_stats))) == train
 
 
+@pytest.mark.parametrize("name", ["resnet18", "cnn", "generator", "discriminator"])
+def test_in_bf16_only_the_convolutions_are_bf16_and_the_outputs_stay_near_float32(name: str) -> None:
+    def build(precision: str) -> Any:
+        if name == "generator":
+            return build_generator(SMALL_GAN, precision)
+        if name == "discriminator":
+            return build_discriminator(SMALL_GAN, precision)
+        return build_classifier(ModelConfig(name, 2), 5, precision)
+
+    variables = random_variables(build("float32"))
+    inputs = jax.random.normal(jax.random.key(2), (4, 6)) if name == "generator" else images(4)
+
+    def loss(params: PyTree, network: Any) -> tuple[jax.Array, Any]:
+        outputs, batch_stats = network.apply(Variables(params, variables.batch_stats), inputs, True)
+        return jnp.sum(outputs**2), (outputs, batch_stats)
+
+    full, half = (jax.grad(loss, has_aux=True)(variables.params, build(precision)) for precision in ("float32", "bf16"))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), half) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), full)
+    np.testing.assert_allclose(half[1][0], full[1][0], rtol=0.1, atol=0.1 * np.abs(full[1][0]).max())
+    program = jax.jit(lambda params: jax.grad(loss, has_aux=True)(params, build("bf16"))).lower(variables.params).as_text()
+    convolutions = [line for line in program.splitlines() if "stablehlo.convolution" in line]
+    assert convolutions
+    assert all("bf16" in line and "f32" not in line for line in convolutions)
+
+
 def test_a_classifier_as_discriminator_is_surer_of_an_image_with_any_high_logit() -> None:
     classifier = build_classifier(ModelConfig("cnn", 2), 5)
     variables = random_variables(classifier)

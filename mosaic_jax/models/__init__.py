@@ -1,5 +1,10 @@
-"""Networks as pure functions; Flax Linen stays inside this package."""
+"""Networks as pure functions; Flax Linen stays inside this package.
 
+A network computes in the dtype of what it is given: here images and noise are cast to the run's precision on the way in, and
+outputs to float32 on the way out. Parameters and BatchNorm statistics are float32 throughout.
+"""
+
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,22 +19,31 @@ from mosaic_jax.models.resnet import BLOCKS, EXPANSION, ResNet
 from mosaic_jax.types import Classifier, Discriminator, Generator, MetaModel, PyTree, Variables
 
 IMAGE_SHAPE = (32, 32, 3)
+DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 def _variables(collections: dict[str, Any]) -> Variables:
     return Variables(collections["params"], collections.get("batch_stats", {}))
 
 
-def _apply(module: Any, variables: Variables, inputs: jax.Array, train: bool, **kwargs: Any) -> tuple[jax.Array, PyTree]:
-    """Outputs and the BatchNorm statistics after the call (moved in train mode, unchanged in eval mode)."""
-    collections = {"params": variables.params, "batch_stats": variables.batch_stats}
-    if not train:
-        return module.apply(collections, inputs, train, **kwargs), variables.batch_stats
-    outputs, moved = module.apply(collections, inputs, train, mutable=["batch_stats"], **kwargs)
-    return outputs, moved.get("batch_stats", {})
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """A Flax module and the dtype it computes in."""
+
+    module: Any
+    precision: str
+
+    def apply(self, variables: Variables, inputs: jax.Array, train: bool, **kwargs: Any) -> tuple[jax.Array, PyTree]:
+        """Outputs f32 and the BatchNorm statistics after the call (moved in train mode, unchanged in eval mode)."""
+        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
+        inputs = inputs.astype(DTYPES[self.precision])
+        if not train:
+            return self.module.apply(collections, inputs, train, **kwargs).astype(jnp.float32), variables.batch_stats
+        outputs, moved = self.module.apply(collections, inputs, train, mutable=["batch_stats"], **kwargs)
+        return outputs.astype(jnp.float32), moved.get("batch_stats", {})
 
 
-def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
+def build_classifier(config: ModelConfig, num_classes: int, precision: str = "float32") -> Classifier:
     """The client, global and student network that a configuration names; see `types.Classifier`."""
     if config.name == "cnn":
         module: Any = CNN(num_classes, config.width)
@@ -37,16 +51,17 @@ def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
     else:
         module = ResNet(config.name, num_classes, config.width)
         feature_size = 8 * config.width * EXPANSION[BLOCKS[config.name][0]]
+    network = _Network(module, precision)
 
     def input_statistics(variables: Variables, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree, tuple]:
         record: list[Statistics] = []
-        logits, batch_stats = _apply(module, variables, images, train, record=record)
+        logits, batch_stats = network.apply(variables, images, train, record=record)
         return logits, batch_stats, tuple(record)
 
     return Classifier(
         init=lambda key: _variables(module.init(key, jnp.zeros((2, *IMAGE_SHAPE)), True)),
-        apply=lambda variables, images, train: _apply(module, variables, images, train),
-        features=lambda variables, images, train: _apply(module, variables, images, train, method="features"),
+        apply=network.apply,
+        features=lambda variables, images, train: network.apply(variables, images, train, method="features"),
         head=lambda variables, features: module.apply({"params": variables.params}, features, method="head"),
         input_statistics=input_statistics,
         num_classes=num_classes,
@@ -54,22 +69,22 @@ def build_classifier(config: ModelConfig, num_classes: int) -> Classifier:
     )
 
 
-def build_generator(config: GeneratorConfig) -> Generator:
+def build_generator(config: GeneratorConfig, precision: str = "float32") -> Generator:
     """The DCGAN generator of every client; see `types.Generator`."""
     module = DCGANGenerator(config.width)
     return Generator(
         init=lambda key: _variables(module.init(key, jnp.zeros((2, config.latent_size)), True)),
-        apply=lambda variables, noise, train: _apply(module, variables, noise, train),
+        apply=_Network(module, precision).apply,
         latent_size=config.latent_size,
     )
 
 
-def build_discriminator(config: GeneratorConfig) -> Discriminator:
+def build_discriminator(config: GeneratorConfig, precision: str = "float32") -> Discriminator:
     """The separate DCGAN discriminator of the public code."""
     module = DCGANDiscriminator(config.width)
     return Discriminator(
         init=lambda key: _variables(module.init(key, jnp.zeros((2, *IMAGE_SHAPE)), True)),
-        apply=lambda variables, images, train: _apply(module, variables, images, train),
+        apply=_Network(module, precision).apply,
     )
 
 

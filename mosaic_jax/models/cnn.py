@@ -22,7 +22,7 @@ class CNN(nn.Module):
         hidden = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = jax.nn.relu(norm(conv(hidden), train, record))
-        return jnp.mean(hidden, axis=(1, 2))
+        return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
 
     def head(self, features: jax.Array) -> jax.Array:
         return self.linear(features)

@@ -22,7 +22,7 @@ def dcgan_scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.fl
 
 
 class Conv(nn.Module):
-    """2-D convolution without bias, explicit symmetric padding; images f32[B, H, W, I], kernel f32[k, k, I, O]."""
+    """2-D convolution without bias, explicit symmetric padding; images [B, H, W, I] of any float dtype, kernel f32[k, k, I, O]."""
 
     channels: int
     kernel_size: int
@@ -33,11 +33,12 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.channels)
-        return ops.conv2d(images, self.param("kernel", self.kernel_init, shape), stride=self.stride, padding=self.padding)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(images.dtype)
+        return ops.conv2d(images, kernel, stride=self.stride, padding=self.padding)
 
 
 class ConvTranspose(nn.Module):
-    """2-D transposed convolution without bias (PyTorch's ConvTranspose2d); images f32[B, H, W, I], kernel f32[k, k, I, O]."""
+    """PyTorch's ConvTranspose2d without bias; images [B, H, W, I] of any float dtype, kernel f32[k, k, I, O]."""
 
     channels: int
     kernel_size: int
@@ -48,7 +49,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.channels)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(images.dtype)
         return ops.conv2d_transpose(images, kernel, stride=self.stride, padding=self.padding)
 
 
@@ -58,7 +59,7 @@ class BatchNorm(nn.Module):
     train: y = scale (x - mean) / sqrt(var + 1e-5) + bias with the batch's mean and biased variance, and
     running <- 0.9 running + 0.1 batch, with the UNBIASED batch variance (PyTorch's convention, not Flax's).
     eval: the running statistics instead. `record`, if given, is extended by (mean, biased var, running mean, running var)
-    of this layer's inputs, for the inversion loss.
+    of this layer's inputs, for the inversion loss. Computed in float32 whatever the images' dtype, which is the outputs'.
     """
 
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
@@ -67,7 +68,8 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
-        channels = images.shape[-1]
+        channels, dtype = images.shape[-1], images.dtype
+        images = images.astype(jnp.float32)
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -82,17 +84,17 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + move * jax.lax.stop_gradient(mean)
                 unbiased = jax.lax.stop_gradient(var) * (size / max(size - 1, 1))
                 running_var.value = keep * running_var.value + move * unbiased
-            return outputs
+            return outputs.astype(dtype)
         if record is not None:
             mean = jnp.mean(images, axis=(0, 1, 2))
             var = jnp.mean(jnp.square(images - mean), axis=(0, 1, 2))
             record.append((mean, var, running_mean.value, running_var.value))
         factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-        return images * factor + (bias - running_mean.value * factor)
+        return (images * factor + (bias - running_mean.value * factor)).astype(dtype)
 
 
 class Linear(nn.Module):
-    """y = x W + b with PyTorch's start (both uniform in +-1/sqrt(fan_in)); kernel f32[I, O]."""
+    """y = x W + b with PyTorch's start (both uniform in +-1/sqrt(fan_in)); kernel f32[I, O], computed in float32."""
 
     features: int
 

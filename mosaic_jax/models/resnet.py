@@ -64,7 +64,7 @@ class ResNet(nn.Module):
         hidden = jax.nn.relu(self.bn1(self.conv1(images), train, record))
         for block in self.blocks:
             hidden = block(hidden, train, record)
-        return jnp.mean(hidden, axis=(1, 2))
+        return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
 
     def head(self, features: jax.Array) -> jax.Array:
         return self.linear(features)

@@ -73,8 +73,8 @@ def build_problem(config: Config, dataset: Dataset) -> Problem:
         splits=splits,
         partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
         label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
-        classifier=build_classifier(config.model, num_classes),
-        generator=build_generator(config.generator),
+        classifier=build_classifier(config.model, num_classes, config.precision),
+        generator=build_generator(config.generator, config.precision),
         meta_model=build_meta_model(config.meta, num_classes, num_classes),
     )
 
