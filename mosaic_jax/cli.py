@@ -80,6 +80,8 @@ def build_parser() -> Parser:
         each.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     sample.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
     sample.add_argument("--num", type=int, default=64, metavar="N", help="images of each client (default: 64)")
+    for each in (train, evaluate, sample):
+        each.add_argument("--no-compilation-cache", action="store_true", help="neither read nor keep compiled programs")
     for each in (train, evaluate):
         each.add_argument("-v", "--verbose", action="store_true", help="also accuracies per class")
     return parser
@@ -108,6 +110,13 @@ def console_of(arguments: argparse.Namespace) -> "Console":
     return Console(verbose=getattr(arguments, "verbose", False))
 
 
+def set_compilation_cache(arguments: argparse.Namespace, console: "Console") -> None:
+    """Compiled programs are kept for the next run, unless --no-compilation-cache."""
+    from mosaic_jax.io import compilation_cache
+
+    compilation_cache.disable() if arguments.no_compilation_cache else compilation_cache.enable(console.warning)
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """`mosaic-jax train`."""
     config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
@@ -116,8 +125,10 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     from mosaic_jax import runner
 
+    console = console_of(arguments)
+    set_compilation_cache(arguments, console)
     return runner.train(
-        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console_of(arguments)
+        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console
     )
 
 
@@ -127,6 +138,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from mosaic_jax import runner
 
     console = console_of(arguments)
+    set_compilation_cache(arguments, console)
     console.result_table(runner.evaluate(arguments.run_dir, console))
     return 0
 
@@ -142,7 +154,9 @@ def run_sample(arguments: argparse.Namespace) -> int:
     check_run_dir(arguments.run_dir, checkpoints=True)
     from mosaic_jax import runner
 
-    runner.sample(arguments.run_dir, arguments.out, arguments.num, console_of(arguments))
+    console = console_of(arguments)
+    set_compilation_cache(arguments, console)
+    runner.sample(arguments.run_dir, arguments.out, arguments.num, console)
     return 0
 
 

@@ -18,7 +18,7 @@ DIGITS = str(ROOT / "configs" / "digits.py")
 
 BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
-    (["trian"], "trian is no command; the commands are train, partition, config, evaluate, sample, report; did you mean train?"),
+    (["trian"], "the commands are train, partition, config, evaluate, sample, report; did you mean train?"),
     (["train"], "the following arguments are required: --config"),
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),
     (["train", "--config"], "--config: expected one argument"),
@@ -30,6 +30,7 @@ BAD_ARGUMENTS = [
     (["train", "--config", DIGITS, "--stop-after", "warm"], "invalid choice: 'warm'"),
     (["train", "--config", DIGITS, "--run-dir", DIGITS], "is a file; name a directory"),
     (["train", "--config", DIGITS, "more"], "unrecognized arguments: more"),
+    (["train", "--config", DIGITS, "--no-compile-cache"], "did you mean --no-compilation-cache?"),
     (["config", "--config", DIGITS, "--set", "zzz=1"], "zzz is no setting"),
     (["partition", "--config", DIGITS, "--set", "partition.kind=iidd"], "did you mean iid?"),
     (["evaluate"], "the following arguments are required: RUN_DIR"),
