@@ -72,6 +72,7 @@ def build_parser() -> Parser:
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>")
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
+    train.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
 
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
@@ -123,13 +124,16 @@ def run_train(arguments: argparse.Namespace) -> int:
     run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, config.seed)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
+    if arguments.profile is not None and arguments.profile.exists() and not arguments.profile.is_dir():
+        raise ConfigError(f"--profile {arguments.profile}: is a file; name a directory")
     from mosaic_jax import runner
 
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
     return runner.train(
-        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console
-    )
+        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, profile=arguments.profile,
+        console=console,
+    )  # fmt: skip
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:

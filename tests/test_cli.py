@@ -30,6 +30,7 @@ BAD_ARGUMENTS = [
     (["train", "--config", DIGITS, "--stop-after", "warm"], "invalid choice: 'warm'"),
     (["train", "--config", DIGITS, "--run-dir", DIGITS], "is a file; name a directory"),
     (["train", "--config", DIGITS, "more"], "unrecognized arguments: more"),
+    (["train", "--config", DIGITS, "--profile", DIGITS], "is a file; name a directory"),
     (["train", "--config", DIGITS, "--no-compile-cache"], "did you mean --no-compilation-cache?"),
     (["config", "--config", DIGITS, "--set", "zzz=1"], "zzz is no setting"),
     (["partition", "--config", DIGITS, "--set", "partition.kind=iidd"], "did you mean iid?"),
@@ -63,6 +64,7 @@ def test_an_argument_error_is_one_line_on_stderr_and_status_2(
         (["train", "--help"], 0),
         (["config", "--config", DIGITS], 0),
         (["train", "--config", DIGITS, "--set", "warmup.num_round=3"], 2),
+        (["train", "--config", DIGITS, "--profile", DIGITS], 2),
         (["evaluate", "nowhere"], 2),
     ],
 )
@@ -107,11 +109,12 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 def test_train_hands_the_runner_its_config_and_returns_its_status(runner: types.SimpleNamespace, tmp_path: Path) -> None:
     arguments = ["train", "--config", DIGITS, "--set", "distill.num_steps=5", "--seed", "2", "--run-dir", str(tmp_path / "r")]
-    assert cli.main([*arguments, "--stop-after", "meta", "--tensorboard", "-v"]) == 143
+    assert cli.main([*arguments, "--stop-after", "meta", "--tensorboard", "--profile", "traces", "-v"]) == 143
     ((config, run_dir, options),) = runner.calls
     assert (config.distill.num_steps, config.seed) == (5, 2)
     assert run_dir == tmp_path / "r"
     assert (options["stop_after"], options["tensorboard"], options["console"].verbose) == ("meta", True, True)
+    assert options["profile"] == Path("traces")
 
 
 def run_directory(path: Path) -> Path:
