@@ -1,4 +1,4 @@
-"""The command line `mosaic-jax`: train, evaluate, sample, report, partition, config.
+"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config.
 
 JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
 """
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """The parser of the six commands; each sets `run` to its function."""
+    """The parser of the seven commands; each sets `run` to its function."""
     parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
     parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -59,9 +59,10 @@ def build_parser() -> Parser:
         return added
 
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
+    plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
-    for each in (train, partition, config):
+    for each in (train, plan, partition, config):
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
         each.add_argument("--preset", metavar="NAME", help=f"settings laid over the file's: {', '.join(PRESETS)}")
         each.add_argument(
@@ -134,6 +135,16 @@ def run_train(arguments: argparse.Namespace) -> int:
         config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, profile=arguments.profile,
         console=console,
     )  # fmt: skip
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax plan --config FILE`."""
+    config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
+    from mosaic_jax.planning.run_plan import plan_run
+    from mosaic_jax.planning.tables import show
+
+    show(plan_run(config), console_of(arguments))
+    return 0
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
