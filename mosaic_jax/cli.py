@@ -1,4 +1,4 @@
-"""The command line `mosaic-jax`: train, evaluate, sample, report, partition, config.
+"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config.
 
 JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
 """
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """The parser of the six commands; each sets `run` to its function."""
+    """The parser of the seven commands; each sets `run` to its function."""
     parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
     parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -59,9 +59,10 @@ def build_parser() -> Parser:
         return added
 
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
+    plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
-    for each in (train, partition, config):
+    for each in (train, plan, partition, config):
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
         each.add_argument("--preset", metavar="NAME", help=f"settings laid over the file's: {', '.join(PRESETS)}")
         each.add_argument(
@@ -72,6 +73,7 @@ def build_parser() -> Parser:
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>")
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
+    train.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
 
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
@@ -80,6 +82,8 @@ def build_parser() -> Parser:
         each.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     sample.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
     sample.add_argument("--num", type=int, default=64, metavar="N", help="images of each client (default: 64)")
+    for each in (train, evaluate, sample):
+        each.add_argument("--no-compilation-cache", action="store_true", help="neither read nor keep compiled programs")
     for each in (train, evaluate):
         each.add_argument("-v", "--verbose", action="store_true", help="also accuracies per class")
     return parser
@@ -108,17 +112,39 @@ def console_of(arguments: argparse.Namespace) -> "Console":
     return Console(verbose=getattr(arguments, "verbose", False))
 
 
+def set_compilation_cache(arguments: argparse.Namespace, console: "Console") -> None:
+    """Compiled programs are kept for the next run, unless --no-compilation-cache."""
+    from mosaic_jax.io import compilation_cache
+
+    compilation_cache.disable() if arguments.no_compilation_cache else compilation_cache.enable(console.warning)
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """`mosaic-jax train`."""
     config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
     run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, config.seed)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
+    if arguments.profile is not None and arguments.profile.exists() and not arguments.profile.is_dir():
+        raise ConfigError(f"--profile {arguments.profile}: is a file; name a directory")
     from mosaic_jax import runner
 
+    console = console_of(arguments)
+    set_compilation_cache(arguments, console)
     return runner.train(
-        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, console=console_of(arguments)
-    )
+        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, profile=arguments.profile,
+        console=console,
+    )  # fmt: skip
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax plan --config FILE`."""
+    config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
+    from mosaic_jax.planning.run_plan import plan_run
+    from mosaic_jax.planning.tables import show
+
+    show(plan_run(config), console_of(arguments))
+    return 0
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -127,6 +153,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from mosaic_jax import runner
 
     console = console_of(arguments)
+    set_compilation_cache(arguments, console)
     console.result_table(runner.evaluate(arguments.run_dir, console))
     return 0
 
@@ -142,7 +169,9 @@ def run_sample(arguments: argparse.Namespace) -> int:
     check_run_dir(arguments.run_dir, checkpoints=True)
     from mosaic_jax import runner
 
-    runner.sample(arguments.run_dir, arguments.out, arguments.num, console_of(arguments))
+    console = console_of(arguments)
+    set_compilation_cache(arguments, console)
+    runner.sample(arguments.run_dir, arguments.out, arguments.num, console)
     return 0
 
 

@@ -20,10 +20,12 @@ class Plan(NamedTuple):
 
     chunk: clients mapped together on one device: 0 is all (vmap), 1 one after another, k groups of k.
     devices: share the clients in equal parts, each with its own copy of the program; none or one means no sharing.
+    reason: why this chunk and these devices, in words.
     """
 
     chunk: int = 0
     devices: tuple[jax.Device, ...] = ()
+    reason: str = ""
 
 
 ONE_DEVICE = Plan()
@@ -53,8 +55,16 @@ def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
     devices = jax.local_devices()
     if mapping.num_devices > len(devices):
         raise ConfigError(f"mapping.num_devices={mapping.num_devices}: only {len(devices)} here; use 0 for all of them")
-    chunk = 1 if mapping.client_chunk == 0 and jax.default_backend() == "cpu" else mapping.client_chunk
-    return Plan(chunk, tuple(devices[: min(mapping.num_devices or len(devices), num_clients)]))
+    backend = jax.default_backend()
+    chunk, why = mapping.client_chunk, f"mapping.client_chunk={mapping.client_chunk}"
+    if chunk == 0:
+        chunk, why = (1, "a client fills its core") if backend == "cpu" else (0, f"a {backend} is filled by all clients at once")
+    asked = mapping.num_devices or len(devices)
+    used = devices[: min(asked, num_clients)]
+    shared = f"mapping.num_devices={asked}" if mapping.num_devices else f"every device here ({asked}) takes clients"
+    if len(used) < asked:
+        shared = f"{asked} devices, but no more than clients"
+    return Plan(chunk, tuple(used), f"{why}; {shared}")
 
 
 def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = ONE_DEVICE) -> Any:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import MetricsLog
+from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid, save_real_and_generated
 from mosaic_jax.mapping import REPLICATED, create_cpu_devices, make_plan, one_device, shardings
@@ -53,6 +54,7 @@ class _Run(NamedTuple):
     log: MetricsLog
     console: Console
     signals: list[int]
+    profile: Profile | None = None
 
 
 @contextmanager
@@ -73,8 +75,12 @@ def _catch_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-def train(config: Config, run_dir: Path, *, stop_after: str | None, tensorboard: bool, console: Console) -> int:
+def train(
+    config: Config, run_dir: Path, *, stop_after: str | None, tensorboard: bool, console: Console, profile: Path | None = None
+) -> int:
     """Train, or resume, the run of `config` in `run_dir`; returns the exit status.
+
+    profile: a directory for a trace of one segment of each stage.
 
     0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
     SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
@@ -87,9 +93,10 @@ def train(config: Config, run_dir: Path, *, stop_after: str | None, tensorboard:
             return 0
         ops.set_lowering(config.mapping.convolution)
         problem = _problem(config, console)
+        traces = Profile(profile, console.warning) if profile else None
         run_directory.write_config(run_dir, config)
         log = MetricsLog(run_dir, tensorboard)
-        run = _Run(problem, run_dir, log, console, signals)
+        run = _Run(problem, run_dir, log, console, signals, traces)
         try:
             outputs, done = _run_stages(run, stop_after)
         except Interrupted as interrupted:
@@ -242,8 +249,10 @@ def _advance(
                 compiled = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
                 compiling += time.perf_counter() - started
                 clock += time.perf_counter() - started
-            state, losses = compiled(*arguments)
-            means = _means(stage, jax.device_get(losses), first, stop, run.problem)
+            with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
+                state, losses = compiled(*arguments)
+                losses = jax.device_get(losses)
+            means = _means(stage, losses, first, stop, run.problem)
             before, step = step, stop
             write(means)
             if stage.watch_every and (step % stage.watch_every == 0 or step == stage.num_steps):

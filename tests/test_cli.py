@@ -18,7 +18,7 @@ DIGITS = str(ROOT / "configs" / "digits.py")
 
 BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
-    (["trian"], "trian is no command; the commands are train, partition, config, evaluate, sample, report; did you mean train?"),
+    (["trian"], "the commands are train, plan, partition, config, evaluate, sample, report; did you mean train?"),
     (["train"], "the following arguments are required: --config"),
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),
     (["train", "--config"], "--config: expected one argument"),
@@ -30,6 +30,11 @@ BAD_ARGUMENTS = [
     (["train", "--config", DIGITS, "--stop-after", "warm"], "invalid choice: 'warm'"),
     (["train", "--config", DIGITS, "--run-dir", DIGITS], "is a file; name a directory"),
     (["train", "--config", DIGITS, "more"], "unrecognized arguments: more"),
+    (["train", "--config", DIGITS, "--profile", DIGITS], "is a file; name a directory"),
+    (["train", "--config", DIGITS, "--no-compile-cache"], "did you mean --no-compilation-cache?"),
+    (["plan"], "the following arguments are required: --config"),
+    (["plan", "--config", DIGITS, "--set", "mapping.client_chunk=-1"], "must be a whole number, at least 0"),
+    (["plan", "--config", DIGITS, "--set", "data.source=folder:nowhere"], "folder nowhere/train does not exist"),
     (["config", "--config", DIGITS, "--set", "zzz=1"], "zzz is no setting"),
     (["partition", "--config", DIGITS, "--set", "partition.kind=iidd"], "did you mean iid?"),
     (["evaluate"], "the following arguments are required: RUN_DIR"),
@@ -60,8 +65,11 @@ def test_an_argument_error_is_one_line_on_stderr_and_status_2(
     [
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["plan", "--help"], 0),
         (["config", "--config", DIGITS], 0),
         (["train", "--config", DIGITS, "--set", "warmup.num_round=3"], 2),
+        (["train", "--config", DIGITS, "--profile", DIGITS], 2),
+        (["plan", "--config", DIGITS, "--set", "zzz=1"], 2),
         (["evaluate", "nowhere"], 2),
     ],
 )
@@ -106,11 +114,12 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 def test_train_hands_the_runner_its_config_and_returns_its_status(runner: types.SimpleNamespace, tmp_path: Path) -> None:
     arguments = ["train", "--config", DIGITS, "--set", "distill.num_steps=5", "--seed", "2", "--run-dir", str(tmp_path / "r")]
-    assert cli.main([*arguments, "--stop-after", "meta", "--tensorboard", "-v"]) == 143
+    assert cli.main([*arguments, "--stop-after", "meta", "--tensorboard", "--profile", "traces", "-v"]) == 143
     ((config, run_dir, options),) = runner.calls
     assert (config.distill.num_steps, config.seed) == (5, 2)
     assert run_dir == tmp_path / "r"
     assert (options["stop_after"], options["tensorboard"], options["console"].verbose) == ("meta", True, True)
+    assert options["profile"] == Path("traces")
 
 
 def run_directory(path: Path) -> Path:

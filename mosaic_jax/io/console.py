@@ -57,6 +57,17 @@ class Console:
                 live.stop()
         stage_progress.finish()
 
+    def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Text in columns; those whose heading ends in a space are aligned to the right."""
+        if self.quiet:
+            return
+        table = Table(title=title, title_justify="left")
+        for heading in headings:
+            table.add_column(heading.strip(), justify="right" if heading.endswith(" ") else "left")
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table)
+
     def result_table(self, results: Mapping[str, Any], verbose: bool | None = None) -> None:
         """Accuracies of every model, bytes and seconds of every stage; per class when verbose."""
         if self.quiet:

@@ -178,7 +178,8 @@ def _tfds(name: str, size: int) -> Dataset:
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name)
     except tfds.core.DatasetNotFoundError as error:
-        raise ConfigError(f"{source} is not prepared in {tfds.core.constants.DATA_DIR}: {remedy}") from error
+        other = "or name other data with --set data.source=folder:PATH"
+        raise ConfigError(f"{source} is not prepared in {tfds.core.constants.DATA_DIR}: {remedy}, {other}") from error
     except Exception as error:  # TFDS reports malformed names and damaged metadata by many kinds.
         raise ConfigError(f"{source} cannot be opened ({_one_line(error)}): {remedy}") from error
     splits, features = builder.info.splits, dict(builder.info.features.items())

@@ -1,0 +1,64 @@
+"""Compiled programs kept on disk between runs, in the user's cache directory. Only the command line turns this on."""
+
+import hashlib
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+MIN_COMPILE_SECONDS = 0.1  # jax's own second would leave out half of what a small run compiles
+
+
+def cache_directory() -> Path:
+    """`$XDG_CACHE_HOME` or ~/.cache, then mosaic_jax/xla, then one folder for each kind of processor.
+
+    A home directory is shared by machines, and a program compiled for one processor may stop another at an unknown instruction.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+    return root / "mosaic_jax" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+
+
+def _processor() -> str:
+    """What this processor is and can do, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "flags", "Features", "CPU part")
+    known = dict(line.split(":", 1) for line in lines if line.startswith(wanted) and ":" in line)
+    return f"{platform.machine()} {platform.processor()} {sorted(known.items())}"
+
+
+def enable(warning: Callable[[str], None]) -> None:
+    """Keep compiled programs, unless the user's JAX settings already say where, or that nothing is kept.
+
+    warning: is told, in one line, about a directory that cannot be written; the run then compiles as if there were no cache.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return
+    if jax.config.jax_compilation_cache_dir is None:
+        directory: Path | None = None
+        try:
+            directory = cache_directory()
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=directory):  # permissions alone say too little: file systems may be read-only or full
+                pass
+        except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+            reason = getattr(error, "strerror", None) or error
+            warning(f"compiled programs are not kept: {directory or '~/.cache'} cannot be written ({reason})")
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    # A damaged entry, or a disk that fills up, costs a compilation and nothing else; jax would say so for each program.
+    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache entry")
+
+
+def disable() -> None:
+    """Neither read nor keep compiled programs, whatever JAX's own settings say."""
+    jax.config.update("jax_enable_compilation_cache", False)
