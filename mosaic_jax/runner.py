@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ class _Run(NamedTuple):
 
 
 @contextmanager
-def _catch_signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM wait in a list until a segment is done; a second one stops at once."""
     caught: list[int] = []
 
@@ -73,13 +73,17 @@ def _catch_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-def train(config: Config, run_dir: Path, *, stop_after: str | None, tensorboard: bool, console: Console) -> int:
+def train(
+    config: Config, run_dir: Path, *, stop_after: str | None, tensorboard: bool, console: Console, signals: list[int] | None = None
+) -> int:
     """Train, or resume, the run of `config` in `run_dir`; returns the exit status.
+
+    signals: where a caller of several runs catches signals already; None catches them here.
 
     0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
     SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
     """
-    with run_directory.claim(run_dir, config), _catch_signals() as signals:
+    with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
         results = run_directory.read_results(run_dir)
         if results is not None and run_directory.is_finished(results):
             console.message(f"{run_dir} is finished already; its results:")
