@@ -208,7 +208,7 @@ def _advance(
     elapsed = run_directory.last_value(run.directory, stage.name, "elapsed_seconds")
     compiling = run_directory.last_value(run.directory, stage.name, "compile_seconds")
     clock = time.perf_counter()
-    compiled: Any = None
+    programs: dict[str, Any] = {}
     home, everywhere = placements(run.problem, stage)
     state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
 
@@ -240,13 +240,16 @@ def _advance(
         while step < stage.num_steps:
             stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
             first = step - step % stage.segment
-            arguments = (state, inputs, data, stage.host(inputs, first), jnp.int32(step), jnp.int32(stop))
-            if compiled is None:
+            host = stage.host(inputs, first)
+            arguments = (state, inputs, data, host, jnp.int32(step), jnp.int32(stop))
+            # Rounds of a cohort and rounds of all clients differ in shape.
+            shapes = str(jax.tree.map(np.shape, host))
+            if shapes not in programs:
                 started = time.perf_counter()
-                compiled = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
+                programs[shapes] = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
                 compiling += time.perf_counter() - started
                 clock += time.perf_counter() - started
-            state, losses = compiled(*arguments)
+            state, losses = programs[shapes](*arguments)
             means = _means(stage, jax.device_get(losses), first, stop, run.problem)
             before, step = step, stop
             write(means)
