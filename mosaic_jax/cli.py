@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mosaic_jax import __version__
 from mosaic_jax.config import PRESETS, ConfigError
-from mosaic_jax.config_io import describe, did_you_mean, load_json, one_line, resolve
+from mosaic_jax.config_io import describe, did_you_mean, load_json, one_line, resolve, resolve_seeds
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
@@ -70,7 +70,8 @@ def build_parser() -> Parser:
             help="other values, as in warmup.num_rounds=30",
         )
         each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
-    train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>")
+    train.add_argument("--seeds", metavar="N,N,...", help="train each seed in RUN_DIR/seed<N>; means go to RUN_DIR/seeds.json")
+    train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>, or -seeds<N>-<N>...")
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
     train.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
@@ -89,9 +90,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def default_run_dir(config_file: str, preset: str | None, seed: int) -> Path:
-    """runs/<config file's stem>[-<preset>]-seed<N>."""
-    return Path("runs") / f"{Path(config_file).stem}{f'-{preset}' if preset else ''}-seed{seed}"
+def default_run_dir(config_file: str, preset: str | None, seed: int | Sequence[int]) -> Path:
+    """runs/<config file's stem>[-<preset>]-seed<N>, or -seeds<N>-<N>... for several."""
+    seeds = f"seed{seed}" if isinstance(seed, int) else f"seeds{'-'.join(map(str, seed))}"
+    return Path("runs") / f"{Path(config_file).stem}{f'-{preset}' if preset else ''}-{seeds}"
 
 
 def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
@@ -99,6 +101,9 @@ def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
     if not run_dir.is_dir():
         raise ConfigError(f"run directory {run_dir}: not found")
     if not (run_dir / "config.json").is_file():
+        runs = sorted(path.parent for path in run_dir.glob("seed*/config.json"))
+        if runs:
+            raise ConfigError(f"run directory {run_dir}: holds {len(runs)} runs; name one of {', '.join(map(str, runs))}")
         raise ConfigError(f"run directory {run_dir}: holds no config.json; is it a directory that `mosaic-jax train` made?")
     load_json(run_dir / "config.json")
     if checkpoints and not any((run_dir / "checkpoints").glob("*")):
@@ -121,20 +126,26 @@ def set_compilation_cache(arguments: argparse.Namespace, console: "Console") -> 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """`mosaic-jax train`."""
-    config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
-    run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, config.seed)
+    source = (arguments.config, arguments.preset, arguments.assignments, arguments.seed)
+    configs = (resolve(*source),) if arguments.seeds is None else resolve_seeds(*source, arguments.seeds)
+    seed = configs[0].seed if arguments.seeds is None else [config.seed for config in configs]
+    run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, seed)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     if arguments.profile is not None and arguments.profile.exists() and not arguments.profile.is_dir():
         raise ConfigError(f"--profile {arguments.profile}: is a file; name a directory")
-    from mosaic_jax import runner
-
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
-    return runner.train(
-        config, run_dir, stop_after=arguments.stop_after, tensorboard=arguments.tensorboard, profile=arguments.profile,
-        console=console,
-    )  # fmt: skip
+    options = {
+        "stop_after": arguments.stop_after, "tensorboard": arguments.tensorboard, "profile": arguments.profile, "console": console,
+    }  # fmt: skip
+    if arguments.seeds is not None:
+        from mosaic_jax.seeds import train_seeds
+
+        return train_seeds(configs, run_dir, **options)
+    from mosaic_jax import runner
+
+    return runner.train(configs[0], run_dir, **options)
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -177,10 +188,13 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`mosaic-jax report RUN_DIR`."""
-    check_run_dir(arguments.run_dir, checkpoints=False)
-    from mosaic_jax.io.report import write_report
+    if not (arguments.run_dir / "config.json").exists() and any(arguments.run_dir.glob("seed*/config.json")):
+        from mosaic_jax.io.seeds_directory import write_index as write
+    else:
+        check_run_dir(arguments.run_dir, checkpoints=False)
+        from mosaic_jax.io.report import write_report as write
 
-    console_of(arguments).message(f"report: {write_report(arguments.run_dir)}")
+    console_of(arguments).message(f"report: {write(arguments.run_dir)}")
     return 0
 
 

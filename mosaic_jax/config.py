@@ -70,6 +70,9 @@ class WarmupConfig:
     batch_size: int = setting(64, "images of one local step", low=1)
     client_learning_rate: float = setting(0.01, "SGD learning rate of the clients", low=0.0)
     weight_decay: float = setting(1e-4, "L2 coefficient added to the gradient", low=0.0)
+    clients_per_round: int = setting(
+        0, "clients drawn for a round, here and in fine-tuning; 0 is all; rounds with prototypes have all", low=0
+    )
     order: str = setting(
         "shuffled", "order of a client's images: reshuffled at each pass, or fixed as in the public code",
         choices=("shuffled", "fixed"),
@@ -366,3 +369,8 @@ def validate(config: Config) -> None:
     kind, _, rest = source.partition(":")
     if source != "digits" and not (kind in ("folder", "npz", "tfds") and rest):
         raise ConfigError(f"data.source={source}: must be one of {', '.join(SOURCES)}")
+    cohort, num_clients = config.warmup.clients_per_round, config.partition.num_clients
+    if cohort > num_clients:
+        raise ConfigError(
+            f"warmup.clients_per_round={cohort}: must be at most partition.num_clients={num_clients}; use 0 for all of them"
+        )

@@ -54,6 +54,26 @@ def resolve(
     return config if seed is None else apply_overrides(config, [f"seed={seed}"])
 
 
+def resolve_seeds(
+    config_file: str | Path, preset: str | None, assignments: Iterable[str], seed: str | None, seeds: str
+) -> tuple[Config, ...]:
+    """The Config of each seed of `--seeds 0,1,2`, ascending; raises ConfigError for a seed that is none or given twice."""
+    assignments = list(assignments)
+    other = f"--seed {seed}" if seed is not None else next((f"--set {a}" for a in assignments if a.startswith("seed=")), None)
+    if other is not None:
+        raise ConfigError(f"--seeds {seeds} together with {other}: give one of the two")
+    config = resolve(config_file, preset, assignments)
+    try:
+        configs = [apply_overrides(config, [f"seed={part}"]) for part in seeds.split(",")]
+    except ConfigError as error:
+        raise ConfigError(f"--seeds {seeds}: {error}") from error
+    numbers = [config.seed for config in configs]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise ConfigError(f"--seeds {seeds}: {number} is given more than once; name each seed once")
+    return tuple(sorted(configs, key=lambda config: config.seed))
+
+
 def apply_preset(config: Config, name: str) -> Config:
     """`config` with the settings of a preset; raises ConfigError for an unknown preset."""
     if name not in PRESETS:

@@ -58,7 +58,7 @@ class _Run(NamedTuple):
 
 
 @contextmanager
-def _catch_signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM wait in a list until a segment is done; a second one stops at once."""
     caught: list[int] = []
 
@@ -76,16 +76,24 @@ def _catch_signals() -> Iterator[list[int]]:
 
 
 def train(
-    config: Config, run_dir: Path, *, stop_after: str | None, tensorboard: bool, console: Console, profile: Path | None = None
+    config: Config,
+    run_dir: Path,
+    *,
+    stop_after: str | None,
+    tensorboard: bool,
+    console: Console,
+    profile: Path | None = None,
+    signals: list[int] | None = None,
 ) -> int:
     """Train, or resume, the run of `config` in `run_dir`; returns the exit status.
 
-    profile: a directory for a trace of one segment of each stage.
+    profile: a directory for a trace of one segment of each stage. signals: where a caller of several runs catches signals
+    already; None catches them here.
 
     0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
     SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
     """
-    with run_directory.claim(run_dir, config), _catch_signals() as signals:
+    with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
         results = run_directory.read_results(run_dir)
         if results is not None and run_directory.is_finished(results):
             console.message(f"{run_dir} is finished already; its results:")
@@ -211,7 +219,7 @@ def _advance(
     elapsed = run_directory.last_value(run.directory, stage.name, "elapsed_seconds")
     compiling = run_directory.last_value(run.directory, stage.name, "compile_seconds")
     clock = time.perf_counter()
-    compiled: Any = None
+    programs: dict[str, Any] = {}
     home, everywhere = placements(run.problem, stage)
     state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
 
@@ -243,14 +251,17 @@ def _advance(
         while step < stage.num_steps:
             stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
             first = step - step % stage.segment
-            arguments = (state, inputs, data, stage.host(inputs, first), jnp.int32(step), jnp.int32(stop))
-            if compiled is None:
+            host = stage.host(inputs, first)
+            arguments = (state, inputs, data, host, jnp.int32(step), jnp.int32(stop))
+            # Rounds of a cohort and rounds of all clients differ in shape.
+            shapes = str(jax.tree.map(np.shape, host))
+            if shapes not in programs:
                 started = time.perf_counter()
-                compiled = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
+                programs[shapes] = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
                 compiling += time.perf_counter() - started
                 clock += time.perf_counter() - started
             with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
-                state, losses = compiled(*arguments)
+                state, losses = programs[shapes](*arguments)
                 losses = jax.device_get(losses)
             means = _means(stage, losses, first, stop, run.problem)
             before, step = step, stop

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import tiny, train
@@ -67,8 +68,8 @@ def test_a_client_with_one_class_has_batches_of_that_class_and_a_generator_of_it
     assert sorted(map(tuple, (problem.label_counts > 0).tolist())) == [(False, True), (True, False)]
     stages = {stage.name: stage for stage in METHODS["mosaic"](problem)}
     for name in ("warmup", "generators"):
-        indices = np.asarray(stages[name].host((), 0)).reshape(2, -1)
-        assert [len(set(problem.dataset.train_labels[own].tolist())) for own in indices] == [1, 1]
+        indices = jax.tree.leaves(stages[name].host((), 0))[-1]
+        assert [len(set(problem.dataset.train_labels[own.ravel()].tolist())) for own in indices] == [1, 1]
 
 
 # --- refused before any training, through the command line ---

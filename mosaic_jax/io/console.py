@@ -80,6 +80,11 @@ class Console:
         if results.get("hardware"):
             self.message(f"hardware: {results['hardware']}")
 
+    def seeds_table(self, summary: Mapping[str, Any]) -> None:
+        """Mean and standard deviation over seeds of every model's accuracies; summary: what seeds.json holds."""
+        if not self.quiet:
+            self._out.print(means_table(summary))
+
 
 class StageProgress:
     """Counts the steps of one stage; made by `Console.progress`."""
@@ -123,6 +128,17 @@ def accuracy_table(results: Mapping[str, Any]) -> Table:
     for name in present_models(results):
         model = results["models"][name]
         table.add_row(name, percent(model.get("validation")), percent(model.get("test")))
+    return table
+
+
+def means_table(summary: Mapping[str, Any]) -> Table:
+    """`accuracy_table` of several seeds: mean ± sample standard deviation."""
+    table = Table(title=f"{summary['method']}, seeds {', '.join(map(str, summary['seeds']))}", title_justify="left")
+    table.add_column("model")
+    table.add_column("validation %", justify="right")
+    table.add_column("test %", justify="right")
+    for name, model in summary["models"].items():
+        table.add_row(name, mean_and_deviation(model["validation"]), mean_and_deviation(model["test"]))
     return table
 
 
@@ -172,6 +188,11 @@ def present_models(results: Mapping[str, Any]) -> list[str]:
 def percent(fraction: float | None) -> str:
     """A fraction as percent with one decimal; - where there is none."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def mean_and_deviation(measure: Mapping[str, Any]) -> str:
+    """`81.2 ± 3.4` in percent of a measure of seeds.json, without what there is not."""
+    return percent(measure["mean"]) + ("" if measure["std"] is None else f" ± {percent(measure['std'])}")
 
 
 def human_bytes(count: float) -> str:

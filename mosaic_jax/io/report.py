@@ -15,6 +15,7 @@ from mosaic_jax.io.console import COST_COLUMNS, cost_rows, percent, present_mode
 from mosaic_jax.io.page import fold, page, table
 
 HISTOGRAM = "teacher_histogram/"
+DRAWN_CLIENTS = 200  # of a partition; thousands would be a page of many megabytes
 COSTS = ("elapsed_seconds", "compile_seconds", "bytes_up", "bytes_down")
 ACCURACIES = ("validation", "best_validation", "accuracy", "test")
 
@@ -142,8 +143,9 @@ def partition_and_histogram(results: Mapping[str, Any], records: Sequence[Mappin
     axes = ("client", "class")
     rows = []
     if counts:
-        clients = [str(client) for client in range(len(counts))]
-        rows.append([heat_map("Training images", counts, clients, results["class_names"], axes)])
+        clients = [str(client) for client in range(min(len(counts), DRAWN_CLIENTS))]
+        title = "Training images" + (f", the first {DRAWN_CLIENTS} of {len(counts)} clients" if len(counts) > DRAWN_CLIENTS else "")
+        rows.append([heat_map(title, counts[:DRAWN_CLIENTS], clients, results["class_names"], axes)])
     if shares:
         clients = [str(client) for client in range(len(shares))]
         names = results.get("class_names") or [str(label) for label in range(len(shares[0]))]

@@ -16,12 +16,8 @@ from mosaic_jax.config_io import differences, load_json, save_json
 from mosaic_jax.io.metrics import read
 
 
-@contextlib.contextmanager
-def claim(run_dir: Path, config: Config) -> Iterator[None]:
-    """Hold a run directory for one process and one configuration.
-
-    Raises ConfigError when it belongs to another configuration, is in use, or holds files that are no run's.
-    """
+def check(run_dir: Path, config: Config) -> None:
+    """Raises ConfigError when a run directory belongs to another configuration or holds files that are no run's."""
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     if (run_dir / "config.json").exists():
@@ -34,6 +30,12 @@ def claim(run_dir: Path, config: Config) -> Iterator[None]:
             )
     elif run_dir.is_dir() and any(file.name != ".lock" for file in run_dir.iterdir()):
         raise ConfigError(f"--run-dir {run_dir}: is not empty and holds no run; name another directory")
+
+
+@contextlib.contextmanager
+def claim(run_dir: Path, config: Config) -> Iterator[None]:
+    """Hold a run directory for one process and one configuration; raises ConfigError as `check` does, and when it is in use."""
+    check(run_dir, config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = (run_dir / ".lock").open("w")
@@ -58,11 +60,11 @@ def _release_unused(run_dir: Path) -> None:
         run_dir.rmdir()
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(path.suffix + ".tmp")
-    half.write_text(text)
+    half.write_text(text, encoding="utf-8")
     half.replace(path)
 
 
@@ -86,9 +88,14 @@ def missing(run_dir: Path, stage: str) -> ConfigError:
     return ConfigError(f"{run_dir}: stage {stage} is not finished; resume it with the `mosaic-jax train` command that began it")
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
 def write_results(run_dir: Path, results: dict[str, Any]) -> None:
     """results.json."""
-    _write(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(run_dir / "results.json", results)
 
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:

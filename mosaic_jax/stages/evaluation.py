@@ -135,7 +135,7 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
     if len(held):
         validation = jax.tree.map(np.asarray, counts(models, eval_batches(dataset.train_images, dataset.train_labels, held, size)))
     table = {name: _summary(validation.get(name), test[name]) for name in test}
-    if "warmup" in outputs:
+    if "warmup" in outputs and jax.tree.leaves(outputs["warmup"].clients):
         table["clients"] = evaluate_clients(problem, outputs["warmup"].clients)
     final = next(name for name in ("finetuned", "student", "global") if name in test)
     return {name: table[name] for name in MODELS if name in table}, test[final].tolist()

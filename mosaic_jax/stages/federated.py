@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from mosaic_jax.data.sampling import batch_indices
+from mosaic_jax.data.sampling import batch_indices, draw_cohort
 from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client, make_plan
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.evaluation import federated_validation
@@ -20,7 +20,8 @@ from mosaic_jax.types import Batch, PyTree, Variables
 
 
 class FederatedState(NamedTuple):
-    """global_: the server's model; clients: leaves [C, ...], the models sent in the last round.
+    """global_: the server's model; clients: leaves [C, ...], the models sent in the last round of all clients, the received
+    model before there is one; () where the last round is one of a cohort only.
 
     prototypes: features f32[R, C, K, P, D], valid bool[R, C, K, P] of the last R rounds; R = 0 where none are asked for.
     """
@@ -28,6 +29,13 @@ class FederatedState(NamedTuple):
     global_: Variables
     clients: Variables
     prototypes: Prototypes
+
+
+class Cohort(NamedTuple):
+    """The clients of one round, ascending i32[M], and the images of their local steps i32[M, T, B]."""
+
+    clients: np.ndarray
+    indices: np.ndarray
 
 
 def federated_stage(
@@ -38,30 +46,41 @@ def federated_stage(
     num_prototype_rounds: int,
     start_from: Callable[[Outputs], Variables] | None,
 ) -> Stage:
-    """num_rounds rounds of T local SGD steps at every client and a mean weighted by n[i], BatchNorm statistics included.
+    """num_rounds rounds of T local SGD steps at a cohort of M clients and their mean weighted by n[i], BatchNorm included.
 
-    num_prototype_rounds: the last so many rounds in which clients also send class prototypes, computed on the round's
-    batches with the model they received, in eval mode. start_from: picks the first global model out of earlier outputs;
-    None is a fresh one.
+    The cohort of a round is `warmup.clients_per_round` clients, and only their work is done and only their models are held.
+    num_prototype_rounds: the last so many rounds, in which ALL clients take part and also send class prototypes, computed on
+    the round's batches with the model they received, in eval mode; so every client's last model and prototypes are there for
+    later stages. start_from: picks the first global model out of earlier outputs; None is a fresh one.
     """
     config, classifier = problem.config, problem.classifier
     optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
     plan = make_plan(config.mapping, problem.num_clients)
-    ids = np.arange(problem.num_clients)
+    num_clients = problem.num_clients
+    cohort_size = config.warmup.clients_per_round or num_clients
+    # Of nobody a model is kept beyond the round unless the last round has one of everybody.
+    keep_clients = cohort_size == num_clients or num_prototype_rounds > 0
     sizes = jnp.asarray(problem.num_samples, jnp.float32)
-    shape = (num_prototype_rounds, problem.num_clients, problem.num_classes, config.prototypes.per_class)
+    shape = (num_prototype_rounds, num_clients, problem.num_classes, config.prototypes.per_class)
     kept = config.prototypes.keep_per_class or config.prototypes.per_class
 
     def init(inputs: PyTree) -> FederatedState:
         received = classifier.init(key_at(config.seed, "model")) if start_from is None else inputs
         features = jnp.zeros((*shape, classifier.feature_size))
-        return FederatedState(received, broadcast(received, problem.num_clients), Prototypes(features, jnp.zeros(shape, bool)))
+        clients = broadcast(received, num_clients) if keep_clients else ()
+        return FederatedState(received, clients, Prototypes(features, jnp.zeros(shape, bool)))
 
-    def host(inputs: PyTree, start: int) -> np.ndarray:
-        return batch_indices(
-            problem.splits.train, client_ids=ids, seed=config.seed, stage=name, start=start * config.warmup.num_local_steps,
-            num_steps=config.warmup.num_local_steps, batch_size=config.warmup.batch_size, order=config.warmup.order,
+    def members(round_: int) -> int:
+        return cohort_size if round_ < num_rounds - num_prototype_rounds else num_clients
+
+    def host(inputs: PyTree, start: int) -> Cohort:
+        clients = draw_cohort(num_clients, members(start), seed=config.seed, stage=name, round_=start)
+        indices = batch_indices(
+            [problem.splits.train[client] for client in clients], client_ids=clients, seed=config.seed, stage=name,
+            start=start * config.warmup.num_local_steps, num_steps=config.warmup.num_local_steps,
+            batch_size=config.warmup.batch_size, order=config.warmup.order,
         )  # fmt: skip
+        return Cohort(clients, indices)
 
     def prototypes_of(indices: jax.Array, key: jax.Array, received: Variables, images: jax.Array, labels: jax.Array) -> Prototypes:
         features = jax.lax.map(lambda i: classifier.features(received, problem.decode(images[i]), False)[0], indices)
@@ -72,18 +91,20 @@ def federated_stage(
         return found._replace(valid=found.valid & (jnp.arange(config.prototypes.per_class) < kept))
 
     def run(
-        state: FederatedState, inputs: PyTree, data: tuple, indices: jax.Array, start: jax.Array, stop: jax.Array
+        state: FederatedState, inputs: PyTree, data: tuple, cohort: Cohort, start: jax.Array, stop: jax.Array
     ) -> tuple[FederatedState, dict[str, jax.Array]]:
         images, labels = data
+        ids, indices = cohort
+        everyone = len(ids) == num_clients
         key = key_at(config.seed, name, start)
 
         def one(indices: jax.Array, client: jax.Array, received: Variables, images: jax.Array, labels: jax.Array) -> tuple:
             batches = Batch(images[indices], labels[indices])
             return client_update(classifier, received, batches, client_key(key, client), optimizer, problem.preprocess)
 
-        clients, info = for_each_client(one, (indices, ids), (state.global_, images, labels), plan)
+        sent, info = for_each_client(one, (indices, ids), (state.global_, images, labels), plan)
         prototypes = state.prototypes
-        if num_prototype_rounds:
+        if num_prototype_rounds and everyone:
             keys = jax.vmap(lambda client: client_key(key_at(config.seed, "prototypes", start), client))(ids)
 
             def collect(bank: Prototypes) -> Prototypes:
@@ -93,8 +114,10 @@ def federated_stage(
 
             wanted = start >= num_rounds - num_prototype_rounds
             prototypes = jax.lax.cond(wanted, collect, lambda bank: bank, prototypes)
-        losses = {"loss": jnp.mean(info.loss, axis=1, keepdims=True)}
-        return FederatedState(weighted_mean(clients, sizes), clients, prototypes), losses
+        # At each client's own place, 0 for those outside the cohort: a loss that is not finite is named by its client.
+        loss = jnp.zeros((num_clients, 1)).at[ids].set(jnp.mean(info.loss, axis=1, keepdims=True))
+        clients = sent if keep_clients and everyone else state.clients
+        return FederatedState(weighted_mean(sent, sizes[ids]), clients, prototypes), {"loss": loss}
 
     validate = federated_validation(problem) if any(len(v) for v in problem.splits.validation) else None
 
@@ -102,9 +125,9 @@ def federated_stage(
         return state, {"validation": float(validate(state.global_))} if validate else {}
 
     def traffic(state: FederatedState) -> dict[str, int]:
-        model = num_bytes(state.global_) * problem.num_clients * num_rounds
+        models = num_bytes(state.global_) * sum(map(members, range(num_rounds)))
         sent = int(np.sum(state.prototypes.valid)) * (classifier.feature_size + 1) * 4
-        return {"up": model + sent, "down": model}
+        return {"up": models + sent, "down": models}
 
     def inputs_of(outputs: Outputs) -> PyTree:
         return () if start_from is None else start_from(outputs)

@@ -58,6 +58,7 @@ class Problem(NamedTuple):
 
 def build_problem(config: Config, dataset: Dataset) -> Problem:
     """Deal the data to clients and build the networks. Raises ConfigError where a stage could not run."""
+    _check_cohort(config)
     dealt = partition(dataset.train_labels, config.partition, config.seed)
     splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
     num_classes = len(dataset.class_names)
@@ -77,6 +78,17 @@ def build_problem(config: Config, dataset: Dataset) -> Problem:
         generator=build_generator(config.generator, config.precision),
         meta_model=build_meta_model(config.meta, num_classes, num_classes),
     )
+
+
+def _check_cohort(config: Config) -> None:
+    """Raises ConfigError where Mosaic's rounds with prototypes, which have all clients, would leave no round to a cohort."""
+    cohort, rounds = config.warmup.clients_per_round, config.prototypes.num_rounds
+    partial = 0 < cohort < config.partition.num_clients
+    if config.method == "mosaic" and partial and not 0 < rounds < config.warmup.num_rounds:
+        raise ConfigError(
+            f"warmup.clients_per_round={cohort}: rounds with prototypes have all clients, and prototypes.num_rounds={rounds} "
+            f"makes all warmup.num_rounds={config.warmup.num_rounds} such rounds; set it from 1 to fewer, or clients_per_round=0"
+        )
 
 
 Outputs = dict[str, PyTree]
