@@ -21,7 +21,8 @@ def train_seeds(
     """Train, or resume, RUN_DIR/seed<N> for each configuration in turn, then write seeds.json; returns the exit status.
 
     configs: equal but for their seeds. The first status of `runner.train` that is not 0 ends it; the same command goes on
-    with that seed. profile: a directory for a trace of each seed, in seed<N>. Raises ConfigError, before anything is trained, where a seed's directory cannot be used.
+    with that seed. profile: a directory for a trace of each seed, in seed<N>. Raises ConfigError, before anything is trained,
+    where a seed's directory cannot be used.
     """
     seeds_directory.check(run_dir, configs)
     with runner.catch_signals() as signals:

@@ -110,9 +110,10 @@ def test_devices_share_the_clients_state_and_copy_what_all_of_them_read() -> Non
 
 
 def test_a_run_that_no_machine_can_hold_is_planned_and_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two thousand rounds of prototypes: 6 TB that must not be made to be counted."""
-    plan = plan_run(tiny(warmup={"num_rounds": 2000}, prototypes={"num_rounds": 0, "per_class": 2000}))
-    assert parts(stage(plan, "warmup"))["prototypes"] == 2000 * 3 * 10 * 2000 * (4 * 16 + 1)
+    """Three thousand rounds of wide prototypes: 2.7 TiB, which must not be made to be counted."""
+    wide = {"model": {"width": 512}, "prototypes": {"num_rounds": 0, "per_class": 2000}}
+    plan = plan_run(tiny(warmup={"num_rounds": 3000}, **wide))
+    assert parts(stage(plan, "warmup"))["prototypes"] == 3000 * 3 * 10 * 2000 * (4 * 8 * 512 + 1)
     show(plan, Console(quiet=True))
     error = capsys.readouterr().err
     assert error.startswith("warning: ")

@@ -114,5 +114,7 @@ def _kept_for_gradients(fn: Callable[..., Any], variables: Variables, *arguments
 
 def discriminator_of(problem: Problem) -> Discriminator:
     """What judges a generator's images: its own network, or the client's classifier."""
-    separate = problem.config.generator.discriminator == "separate"
-    return build_discriminator(problem.config.generator, problem.config.precision) if separate else classifier_as_discriminator(problem.classifier)
+    config = problem.config
+    if config.generator.discriminator == "separate":
+        return build_discriminator(config.generator, config.precision)
+    return classifier_as_discriminator(problem.classifier)
