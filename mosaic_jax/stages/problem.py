@@ -104,9 +104,10 @@ class Stage(NamedTuple):
     for a stage of the server, which runs on one device.
     inputs(outputs): what it reads of earlier stages' outputs, computed once.
     init(inputs) -> state: pure and derived from the seed, so its shapes restore a checkpoint.
-    host(inputs, start): the NumPy arrays of the segment that begins at `start`.
+    host(inputs, start): the NumPy arrays of the segment that begins at `start`; `run` is compiled for each shape they have.
     data: device arrays given to every call; a server stage has none.
-    run(state, inputs, data, host arrays, start, stop) -> (state, losses: dict of f32[segment] or f32[C, segment]).
+    run(state, inputs, data, host arrays, start, stop) -> (state, losses: dict of f32[segment] or f32[C, segment], exactly 0
+        where a client had no step).
     watch(state, inputs, step) -> (state, records), every `watch_every` steps, at step 0 and at the end, or None.
     output(state, inputs): what later stages read. traffic: bytes up and down of the whole stage.
     """
