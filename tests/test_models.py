@@ -165,6 +165,7 @@ def test_meta_model_runs_for_any_number_of_classes_and_draws_dropout_only_with_a
 SMALL = {
     "resnet18": build_classifier(ModelConfig("resnet18", 3), 7),
     "resnet50": build_classifier(ModelConfig("resnet50", 2), 4),
+    "cnn": build_classifier(ModelConfig("cnn", 2), 5),
     "generator": build_generator(SMALL_GAN),
     "discriminator": build_discriminator(SMALL_GAN),
 }

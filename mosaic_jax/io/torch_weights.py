@@ -26,7 +26,7 @@ from mosaic_jax.models import build_classifier, build_discriminator, build_gener
 from mosaic_jax.models.resnet import BLOCKS
 from mosaic_jax.types import Variables
 
-KINDS = (*BLOCKS, "generator", "discriminator", "meta")
+KINDS = (*BLOCKS, "cnn", "generator", "discriminator", "meta")
 # Held by PyTorch modules and used by no forward pass: BatchNorm's counter, and two leftovers of the public meta models.
 UNUSED = ("num_batches_tracked", "attention_weights", "diag_weights")
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

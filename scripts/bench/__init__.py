@@ -1,0 +1,1 @@
+"""The benchmark's parts: its rows, our stages, the PyTorch twin, the measuring."""

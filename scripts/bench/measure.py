@@ -1,0 +1,81 @@
+"""Clocks and memory: contestants timed in turns, the matrix-multiply rate of the machine, the peak memory of a process."""
+
+import contextlib
+import gc
+import importlib.util
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MATMUL_SIZE = 2048
+
+
+def alternate(
+    contestants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of `repeats` calls of each contestant, taken in turns so that a slow minute of the machine meets all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, run in contestants.items():
+            started = clock()
+            run()
+            seconds[name].append(clock() - started)
+    return seconds
+
+
+def matmul_rate(tries: int = 5) -> float:
+    """Float32 operations per second of this machine's best matrix product, by JAX or by torch where it is installed.
+
+    On a GPU both round the factors to TF32, as their convolutions do.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(lambda a: a @ a)
+    ours = jnp.ones((MATMUL_SIZE, MATMUL_SIZE))
+    contestants: dict[str, Callable[[], Any]] = {"jax": lambda: product(ours).block_until_ready()}
+    if has_torch():
+        import torch
+
+        cuda = torch.cuda.is_available()
+        theirs = torch.ones(MATMUL_SIZE, MATMUL_SIZE, device="cuda" if cuda else "cpu")
+        contestants["torch"] = lambda: (theirs @ theirs, torch.cuda.synchronize() if cuda else None)
+    alternate(contestants, 1)
+    return 2.0 * MATMUL_SIZE**3 / min(min(seconds) for seconds in alternate(contestants, tries).values())
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def peak_memory(side: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
+    """Peak bytes of a pass of `side(*arguments)` in a fresh process: all of that process, or of its GPU where it uses one."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of_a_pass, (side, arguments))
+
+
+def _peak_of_a_pass(side: Callable[..., Callable[[], Any]], arguments: tuple) -> int:
+    run = side(*arguments)
+    gc.collect()
+    with contextlib.suppress(OSError):  # Linux: what building took and gave back is forgotten
+        Path("/proc/self/clear_refs").write_text("5")
+    run()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return sys.modules["torch"].cuda.max_memory_allocated()
+    if "jax" in sys.modules and (statistics := sys.modules["jax"].local_devices()[0].memory_stats()):
+        return statistics["peak_bytes_in_use"]
+    return peak_of_this_process()
+
+
+def peak_of_this_process() -> int:
+    """Bytes; from Linux where it tells, as `getrusage` also counts the process that this one was forked from."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

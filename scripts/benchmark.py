@@ -1,0 +1,174 @@
+"""Measures our stages against a PyTorch twin on the same work, in one run, alternately.
+
+Command: python scripts/benchmark.py WHAT [--json FILE] [--repeats N] [--only ROW]
+
+WHAT: client-round, generator-step, distill-step, meta-step, scale (ours alone: what a client-step costs at ever more clients), all.
+Needs the extra `bench` (torch), except for `scale`. Ours is the library's own stage, compiled, donated and given to the devices as
+a run does it; a pass is one dispatch of several steps, with the drawing of its batches. The twin is our PyTorch code for the same
+work, a loop over clients: eager in both memory formats, on a GPU also with bf16 autocast and torch.compile; the fastest counts.
+
+Before any clock starts, both sides begin with the same weights, images, batches and noise, and the losses of two passes must agree
+(without dropout, whose draws differ); exit status 1 where they do not. Times are medians, compiling apart (cold, unless
+JAX_COMPILATION_CACHE_DIR holds the programs). `of matmul` is the share of the float32 matrix-multiply rate measured just before.
+Peak memory is that of a pass in a process of its own for each side: all of the process on a CPU, the device's on a GPU.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench import sides
+from bench.measure import alternate, has_torch, matmul_rate, peak_memory
+from bench.results import Result, header, line, scale_lines
+from bench.rows import WHATS, Row, Task, chosen
+
+CHECKED_PASSES = 2
+
+
+class Mismatch(Exception):
+    """Both sides do not compute the same; their times would say nothing."""
+
+
+def loss_error(row: Row, ours: dict[str, np.ndarray], twin: dict[str, np.ndarray]) -> float:
+    """Largest |ours - twin| / |twin| over the twin's losses; raises Mismatch above the row's tolerance, or if not finite."""
+    largest = 0.0
+    for name, theirs in twin.items():
+        if ours[name].shape != theirs.shape:
+            raise Mismatch(f"{row.name}: {name} has shape {ours[name].shape}, the twin's {theirs.shape}")
+        error = float(np.max(np.abs(ours[name] - theirs) / np.abs(theirs)))
+        if not error <= row.tolerance:
+            raise Mismatch(f"{row.name}: {name} is {error:.1e} off the twin's, more than {row.tolerance:.0e}")
+        largest = max(largest, error)
+    return largest
+
+
+def check(row: Row, ours: Any, twins: list[Any]) -> tuple[float, int]:
+    """CHECKED_PASSES passes of every side, from the same start -> the largest loss error, and the operations of a pass."""
+    largest, flops = 0.0, 0
+    for index in range(CHECKED_PASSES):
+        expected = ours()
+        for twin in twins:
+            if index == 0 and twin is twins[0]:
+                losses, flops = twin.count_flops()
+            else:
+                losses = twin()
+            largest = max(largest, loss_error(row, expected, losses))
+    return largest, flops
+
+
+def measure(row: Row, repeats: int) -> Result:
+    """One row against every variant of its twin."""
+    import jax
+    from bench.ours import Ours
+    from bench.torch_twin import Twin, variants
+
+    if jax.default_backend() != "cpu":  # TF32 and bf16 round where float32 does not
+        row = dataclasses.replace(row, tolerance=0.05)
+    choices = variants(row.stage)
+    checked = dataclasses.replace(row, settings=row.settings | {"meta.dropout_rate": 0.0}) if row.stage == "meta" else row
+    ours = Ours(checked)
+    task = ours.task()
+    twins = [Twin(task, variant) for variant in choices]
+    error, flops = check(checked, ours, twins)
+    if checked is not row:
+        ours = Ours(row)
+        task = ours.task()
+        twins = [Twin(task, variant) for variant in choices]
+        alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), 1)
+    rate = matmul_rate()
+    seconds = alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), repeats)
+    result = Result(row, seconds.pop("ours"), seconds, flops, rate, ours.compile_seconds, error, 0, 0)
+    del ours, twins
+    return with_peaks(result, task, dict(zip(map(str, choices), choices, strict=True)))
+
+
+def with_peaks(result: Result, task: Task | None = None, choices: dict[str, tuple] | None = None) -> Result:
+    """The result with the peak memory of ours and of the twin's best variant."""
+    result = result._replace(ours_peak=peak_memory(sides.ours, result.row))
+    if not choices:
+        return result
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "task"
+        file.write_bytes(pickle.dumps(task))
+        return result._replace(twin_peak=peak_memory(sides.twin, file, tuple(choices[result.best])))
+
+
+def measure_scale(rows: tuple[Row, ...], repeats: int) -> list[Result]:
+    """Ours alone at each number of clients, the sizes taken in turns."""
+    from bench.ours import Ours
+
+    ours = {row.name: Ours(row) for row in rows}
+    alternate(ours, 1)
+    rate = matmul_rate()
+    seconds = alternate(ours, repeats)
+    results = [Result(row, seconds[row.name], {}, 0, rate, ours[row.name].compile_seconds, 0.0, 0, 0) for row in rows]
+    del ours
+    return [with_peaks(result) for result in results]
+
+
+def run(rows: tuple[Row, ...], repeats: int) -> list[Result]:
+    """Measure and print row after row."""
+    from mosaic_jax.io.run_directory import hardware
+
+    against = [row for row in rows if row.what != "scale"]
+    version = ""
+    if against:
+        import torch
+
+        version = f", torch {torch.__version__} with {torch.get_num_threads()} threads"
+    scale = tuple(row for row in rows if row.what == "scale")
+    results = []
+    print(header(), flush=True)
+    for row in against:
+        results.append(measure(row, repeats))
+        print(line(results[-1]), flush=True)
+    scaled = measure_scale(scale, repeats) if scale else []
+    for text in (*map(line, scaled), *(scale_lines(scaled) if scaled else ())):
+        print(text, flush=True)
+    print(f"medians of {repeats} passes; {hardware()}{version}")
+    return results + scaled
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measure our stages against a PyTorch twin on the same work.")
+    parser.add_argument("what", metavar="WHAT", choices=(*WHATS, "all"), help=", ".join((*WHATS, "all")))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number there")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="passes of each side that are timed (default 5)")
+    parser.add_argument("--only", metavar="ROW", help="one row of WHAT alone")
+    options = parser.parse_args(arguments)
+    try:
+        rows = chosen(options.what, options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: must be at least 1")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: no such directory")
+    if any(row.what != "scale" for row in rows) and not has_torch():
+        print("benchmark.py: the twin needs torch: pip install -e .[bench]", file=sys.stderr)
+        return 2
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides share one GPU
+    with tempfile.TemporaryDirectory(prefix="mosaic-jax-bench-") as cache:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # for the processes that measure memory
+        try:
+            results = run(rows, options.repeats)
+        except Mismatch as mismatch:
+            print(f"benchmark.py: {mismatch}", file=sys.stderr)
+            return 1
+    if options.json:
+        from mosaic_jax.io.run_directory import hardware
+
+        record = {"hardware": hardware(), "repeats": options.repeats, "rows": [result.as_json() for result in results]}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
