@@ -64,11 +64,12 @@ class Ours:
                 for t in range(steps)
             ]),
         }  # fmt: skip
+        host = self.stage.host(self._inputs, 0)
         meta = self._inputs if self.row.stage == "meta" else MetaInputs(np.zeros(0, np.float32), np.zeros(0, np.int32))
         return Task(
             row=self.row, weights=_weights(self.row, self.state, self._inputs),
             images=dataset.train_images, labels=dataset.train_labels, sizes=self.problem.num_samples,
-            indices=np.asarray(self.stage.host(self._inputs, 0), np.int32),
+            indices=np.asarray(host.indices if self.row.stage == "warmup" else host, np.int32),
             noise=np.asarray(noise.get(self.row.stage, lambda: jnp.zeros(0))()),
             logits=np.asarray(meta.expert_logits), prototype_labels=np.asarray(meta.labels),
         )  # fmt: skip
