@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +99,6 @@ def train(
             console.message(f"{run_dir} is finished already; its results:")
             console.result_table(results)
             return 0
-        ops.set_lowering(config.mapping.convolution)
         problem = _problem(config, console)
         traces = Profile(profile, console.warning) if profile else None
         run_directory.write_config(run_dir, config)
@@ -144,6 +143,7 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 
 def _problem(config: Config, console: Console) -> Problem:
     create_cpu_devices(config.mapping, config.partition.num_clients)
+    ops.set_lowering(config.mapping.convolution)
     problem = build_problem(config, load(config.data.source, config.data.image_size))
     sizes = problem.num_samples
     console.message(
@@ -188,7 +188,7 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         if restored is None:
             step = 0
             # Copies: jit hands inputs through unchanged, and the state is donated.
-            state = jax.tree.map(jnp.copy, jax.jit(stage.init, compiler_options=_compile_fast())(inputs))
+            state = jax.tree.map(jnp.copy, jit_once(stage.init)(inputs))
         else:
             step, state = restored
         if restored is None or step < stage.num_steps:
@@ -207,9 +207,10 @@ def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
     return shardings(plan, stage.sharding, problem.num_clients), shardings(plan, REPLICATED, problem.num_clients)
 
 
-def _compile_fast() -> dict[str, Any]:
-    """Options for a program that runs once: on a CPU, optimizing many small random draws takes far longer than drawing them."""
-    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+def jit_once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """jax.jit for a program that runs once: on a CPU, optimizing many small random draws takes far longer than drawing them."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(function, compiler_options=options)
 
 
 def _advance(
@@ -303,7 +304,6 @@ def _means(stage: Stage, losses: dict[str, np.ndarray], first: int, stop: int, p
 def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     """The problem and the outputs of every finished stage of a run, nothing trained."""
     config = run_directory.read_config(run_dir)
-    ops.set_lowering(config.mapping.convolution)
     problem = _problem(config, console)
     outputs: Outputs = {}
     for stage in METHODS[config.method](problem):

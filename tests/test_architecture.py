@@ -110,11 +110,8 @@ def test_these_files_load_no_jax(name: str) -> None:
                 waiting.append(file if (PACKAGE / file).is_file() else file.with_suffix("") / "__init__.py")
 
 
-# The mapper, the convolution that is its own rule for stacked weights, and maps that are not over clients' work:
-# k-means over classes, and keys and initial parameters, which cost nothing.
-MAY_VMAP = {
-    "mapping.py": 2, "ops/convolution.py": 0, "steps/prototypes.py": 1, "stages/federated.py": 1, "stages/generators.py": 2,
-}  # fmt: skip
+# The mapper, and k-means over the classes of one client.
+MAY_VMAP = {"mapping.py": 2, "steps/prototypes.py": 1}
 
 
 def test_only_the_mapper_vmaps_over_clients() -> None:

@@ -105,10 +105,13 @@ def federated_stage(
         sent, info = for_each_client(one, (indices, ids), (state.global_, images, labels), plan)
         prototypes = state.prototypes
         if num_prototype_rounds and everyone:
-            keys = jax.vmap(lambda client: client_key(key_at(config.seed, "prototypes", start), client))(ids)
+            prototype_key = key_at(config.seed, "prototypes", start)
+
+            def clusters(indices: jax.Array, client: jax.Array, *shared: PyTree) -> Prototypes:
+                return prototypes_of(indices, client_key(prototype_key, client), *shared)
 
             def collect(bank: Prototypes) -> Prototypes:
-                found = for_each_client(prototypes_of, (indices, keys), (state.global_, images, labels), plan)
+                found = for_each_client(clusters, (indices, ids), (state.global_, images, labels), plan)
                 slot = start - (num_rounds - num_prototype_rounds)
                 return jax.tree.map(lambda all_rounds, new: all_rounds.at[slot].set(new), bank, found)
 

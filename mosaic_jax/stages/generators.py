@@ -46,7 +46,7 @@ def auxiliary_stage(problem: Problem) -> Stage:
     plan = make_plan(config.mapping, problem.num_clients)
 
     def init(inputs: PyTree) -> Variables:
-        return jax.vmap(lambda client: problem.classifier.init(client_key(key_at(config.seed, "auxiliary"), client)))(ids)
+        return for_each_client(lambda client: problem.classifier.init(client_key(key_at(config.seed, "auxiliary"), client)), (ids,))
 
     def host(inputs: PyTree, start: int) -> np.ndarray:
         return batch_indices(
@@ -112,7 +112,7 @@ def generators_stage(problem: Problem) -> Stage:
             judge = discriminator.init(keys[1]) if separate else own_model
             return init_gan(problem.generator.init(keys[0]), judge, gan)
 
-        return jax.vmap(one)(ids, inputs["clients"])
+        return for_each_client(one, (ids, inputs["clients"]))
 
     def host(inputs: PyTree, start: int) -> np.ndarray:
         return batch_indices(

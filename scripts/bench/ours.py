@@ -1,7 +1,6 @@
 """Our side of a row: a stage of the library, compiled and called as the runner does, and the same work as arrays for the twin."""
 
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from mosaic_jax import ops
 from mosaic_jax.io.torch_weights import to_torch
 from mosaic_jax.mapping import create_cpu_devices
 from mosaic_jax.rng import client_key, key_at
-from mosaic_jax.runner import placements
+from mosaic_jax.runner import jit_once, placements
 from mosaic_jax.stages.distill import DistillInputs, distill_stage
 from mosaic_jax.stages.experts import Experts
 from mosaic_jax.stages.federated import federated_stage
@@ -32,7 +31,7 @@ class Ours:
         self.row = row
         self.problem = build_problem(config, random_dataset(row))
         self.stage, inputs = _stage(self.problem, row)
-        state = jax.tree.map(jnp.copy, _once(self.stage.init)(inputs))
+        state = jax.tree.map(jnp.copy, jit_once(self.stage.init)(inputs))
         self._home, everywhere = placements(self.problem, self.stage)
         self._inputs, self._data = jax.device_put((inputs, self.stage.data), everywhere)
         self.state = jax.device_put(state, self._home)
@@ -84,12 +83,6 @@ def random_dataset(row: Row) -> Dataset:
     return Dataset(images, labels, images[:NUM_CLASSES], labels[:NUM_CLASSES], names)
 
 
-def _once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`function` compiled for one call, which an optimizing compiler would make dearer."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    return jax.jit(function, compiler_options=options)
-
-
 def _stage(problem: Problem, row: Row) -> tuple[Stage, PyTree]:
     """The stage and its inputs, made of fresh networks."""
     config = problem.config
@@ -101,13 +94,13 @@ def _stage(problem: Problem, row: Row) -> tuple[Stage, PyTree]:
         logits = jax.random.normal(jax.random.key(1), (row.num_prototypes, NUM_CLASSES, NUM_CLASSES))
         return meta_stage(problem), MetaInputs(logits, jnp.arange(row.num_prototypes, dtype=jnp.int32) % NUM_CLASSES)
     keys = jax.random.split(jax.random.key(2), problem.num_clients + NUM_CLASSES + 2)
-    several = lambda init, keys: _once(lambda keys: jax.lax.map(init, keys))(keys)  # noqa: E731
+    several = lambda init, keys: jit_once(lambda keys: jax.lax.map(init, keys))(keys)  # noqa: E731
     experts = several(problem.classifier.init, keys[2 : 2 + NUM_CLASSES])
     return distill_stage(problem), DistillInputs(
-        start=_once(problem.classifier.init)(keys[0]),
+        start=jit_once(problem.classifier.init)(keys[0]),
         generators=several(problem.generator.init, keys[2 + NUM_CLASSES :]),
         experts=Experts(experts, experts, ()),
-        meta=_once(problem.meta_model.init)(keys[1]),
+        meta=jit_once(problem.meta_model.init)(keys[1]),
     )
 
 
