@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests; more arguments go to pytest.
+# Sets up .venv and runs the tests in two processes; more arguments go to pytest (`-n 8` where there are more cores).
 source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
 
-exec python -m pytest "$@"
+exec python -m pytest -n 2 --dist worksteal "$@"

@@ -133,10 +133,14 @@ def test_in_bf16_only_the_convolutions_are_bf16_and_the_outputs_stay_near_float3
         outputs, batch_stats = network.apply(Variables(params, variables.batch_stats), inputs, True)
         return jnp.sum(outputs**2), (outputs, batch_stats)
 
-    full, half = (jax.grad(loss, has_aux=True)(variables.params, build(precision)) for precision in ("float32", "bf16"))
+    def gradients(precision: str) -> Any:
+        network = build(precision)
+        return jax.jit(lambda params: jax.grad(loss, has_aux=True)(params, network))
+
+    full, half = (gradients(precision)(variables.params) for precision in ("float32", "bf16"))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), half) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), full)
     np.testing.assert_allclose(half[1][0], full[1][0], rtol=0.1, atol=0.1 * np.abs(full[1][0]).max())
-    program = jax.jit(lambda params: jax.grad(loss, has_aux=True)(params, build("bf16"))).lower(variables.params).as_text()
+    program = gradients("bf16").lower(variables.params).as_text()
     convolutions = [line for line in program.splitlines() if "stablehlo.convolution" in line]
     assert convolutions
     assert all("bf16" in line and "f32" not in line for line in convolutions)
