@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr
 from jax.test_util import check_grads
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.ops import batch_norm_train, conv2d, conv2d_transpose, lowering
+from mosaic_jax.ops import batch_norm_train, canonical, conv2d, conv2d_transpose, lowering
 
 # (kernel size, stride, padding, image size) of the ResNets, the DCGAN discriminator and odd sizes.
 CONVOLUTIONS = [(3, 1, 1, 6), (3, 2, 1, 8), (3, 2, 1, 7), (1, 1, 0, 5), (1, 2, 0, 8), (1, 2, 0, 7), (4, 2, 1, 8), (2, 2, 0, 2)]
@@ -87,6 +87,37 @@ def test_any_geometry_equals_lax(size: int, stride: int, padding: int, height: i
     plain = functools.partial(reference_conv2d, stride=stride, padding=padding)
     actual = jax.jit(functools.partial(value_and_gradients, ours))(images, kernel)
     assert_close(actual, jax.jit(functools.partial(value_and_gradients, plain))(images, kernel))
+
+
+@pytest.mark.parametrize(("batch", "dtype"), [(16, jnp.float32), (21, jnp.float32), (18, jnp.bfloat16)])
+def test_gradients_summed_over_groups_of_images_equal_those_of_the_whole_batch(
+    batch: int, dtype: jnp.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, kernel = normal(0, batch, 6, 6, 3, dtype=dtype), normal(1, 3, 3, 3, 5, dtype=dtype)
+    monkeypatch.setattr(canonical, "GROUP_BYTES", 4 * 8 * 6 * 6 * 5)  # cotangents of eight images
+    assert canonical.group_size(batch, 6 * 6 * 5) == 8
+    ours = value_and_gradients(functools.partial(conv2d, padding=1), images, kernel)
+    assert all(part.dtype == dtype for part in ours)
+    theirs = value_and_gradients(lambda x, k: reference_conv2d(x, k, 1, 1), images, kernel)
+    as_float = lambda tree: jax.tree.map(lambda part: part.astype(jnp.float32), tree)  # noqa: E731
+    assert_close(as_float(ours), as_float(theirs), 1e-5 if dtype == jnp.float32 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "numbers", "expected"),
+    [
+        (64, 32 * 32 * 64, 4),  # five images fit; a multiple of four
+        (320, 32 * 32 * 16, 20),
+        (64, 32 * 32 * 16, 16),  # four equal groups rather than 20, 20, 20 and 4
+        (50, 16 * 16 * 128, 8),
+        (50, 16 * 16 * 8, 50),
+        (3, 64 * 64 * 64, 3),
+        (6, 64 * 64 * 64, 4),
+        (16, 10**9, 4),
+    ],
+)
+def test_groups_fit_the_cache_in_multiples_of_four_images(batch: int, numbers: int, expected: int) -> None:
+    assert canonical.group_size(batch, numbers) == expected
 
 
 @pytest.mark.parametrize("name", ["map", "grouped"])
