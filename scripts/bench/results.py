@@ -42,7 +42,7 @@ class Result(NamedTuple):
     @property
     def milliseconds_per_client_step(self) -> float:
         """Median cost of one local step of one client."""
-        return 1e3 * median(self.ours) / (self.row.steps * self.row.config.partition.num_clients)
+        return 1e3 * median(self.ours) / (self.row.steps * self.row.clients)
 
     def rate(self, seconds: list[float]) -> float:
         """Images per second at the median."""
@@ -88,16 +88,24 @@ def line(result: Result) -> str:
 
 
 def scale_lines(results: list[Result]) -> list[str]:
-    """The cost of a client-step at each number of clients, and how far it is from flat."""
-    costs = [result.milliseconds_per_client_step for result in results]
+    """The cost of a client-step at each number of clients, and how far it is from flat where all of them work."""
     lines = [
-        f"scale: {result.row.config.partition.num_clients:>6,} clients {cost:8.2f} ms per client-step, "
+        f"scale: {_clients(result.row):>16} clients {result.milliseconds_per_client_step:8.2f} ms per client-step, "
         f"peak {result.ours_peak / 2**30:.2f} GiB"
-        for result, cost in zip(results, costs, strict=True)
+        for result in results
     ]
+    costs = [result.milliseconds_per_client_step for result in results if result.row.clients == _num_clients(result.row)]
     if len(costs) > 1:
         lines.append(f"scale: the dearest client-step costs {max(costs) / min(costs):.2f} times the cheapest (flat: up to 1.15)")
     return lines
+
+
+def _num_clients(row: Row) -> int:
+    return row.config.partition.num_clients
+
+
+def _clients(row: Row) -> str:
+    return f"{row.clients:,} of {_num_clients(row):,}" if row.clients < _num_clients(row) else f"{row.clients:,}"
 
 
 def _percent(share: float | None) -> str:

@@ -36,6 +36,12 @@ class Row:
         return with_values(Config(), fixed | self.settings)
 
     @property
+    def clients(self) -> int:
+        """Clients that work in a pass: all, or a cohort."""
+        config = self.config
+        return config.warmup.clients_per_round or config.partition.num_clients
+
+    @property
     def steps(self) -> int:
         """Steps of one pass, which is one dispatch: local steps of each client in a round, or steps of the stage."""
         config = self.config
@@ -47,7 +53,7 @@ class Row:
     @property
     def images(self) -> int:
         """Images (prototypes, for the meta model) that one pass trains on."""
-        config, clients = self.config, self.config.partition.num_clients
+        config, clients = self.config, self.clients
         return self.steps * {
             "warmup": clients * config.warmup.batch_size, "generators": clients * config.generator.batch_size,
             "distill": clients * config.distill.samples_per_client, "meta": config.meta.batch_size,
@@ -85,8 +91,12 @@ def _round(name: str, title: str, model: str, width: int, clients: int, batch: i
     return Row(what, name, title, "warmup", settings)
 
 
-# The cost of a client must not grow with their number; cohorts out of 10,000 clients belong here too.
+# The cost of a client must not grow with their number.
 SCALE = tuple(_round(f"scale-{n}", f"small CNN, {n:,} clients x 16", "cnn", 16, n, 16, 5, "scale") for n in (10, 100, 1_000))
+_cohort = _round("scale-10000", "small CNN, 100 of 10,000 clients x 16", "cnn", 16, 10_000, 16, 5, "scale")
+COHORT = dataclasses.replace(
+    _cohort, settings=_cohort.settings | {"method": "fedavg", "warmup.clients_per_round": 100}, num_images=160_000
+)
 
 ROWS = (
     _round("resnet18-64", "ResNet-18 width 64, 10 clients x 64", "resnet18", 64, 10, 64, 2),
@@ -103,6 +113,7 @@ ROWS = (
     ),
     Row("meta-step", "meta", "batch 128", "meta", {"meta.batch_size": 128, "mapping.segment_steps": 20}, num_images=100),
     *SCALE,
+    COHORT,
 )  # fmt: skip
 WHATS = tuple(dict.fromkeys(row.what for row in ROWS))
 
