@@ -104,6 +104,25 @@ def test_gradients_summed_over_groups_of_images_equal_those_of_the_whole_batch(
 
 
 @pytest.mark.parametrize(
+    ("inputs", "outputs", "width", "expected"),
+    [(3, 16, 32, 4), (3, 64, 32, 1), (3, 10, 32, 4), (16, 16, 32, 2), (16, 16, 31, 1), (8, 8, 6, 2), (32, 16, 32, 1)],
+)
+def test_few_channels_take_neighbouring_pixels_to_fill_the_lanes(inputs: int, outputs: int, width: int, expected: int) -> None:
+    assert canonical.columns(inputs, outputs, width) == expected
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "length"), [(3, 1, 1, 8), (3, 2, 1, 16), (4, 2, 1, 8)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 8), (8, 16), (16, 3)])
+def test_widened_convolutions_and_their_gradients_equal_lax(
+    size: int, stride: int, padding: int, length: int, inputs: int, outputs: int
+) -> None:
+    images, kernel = normal(0, 2, length, length, inputs), normal(1, size, size, inputs, outputs)
+    assert canonical.columns(inputs, outputs, length // stride) > 1
+    ours = value_and_gradients(functools.partial(conv2d, stride=stride, padding=padding), images, kernel)
+    assert_close(ours, value_and_gradients(lambda x, k: reference_conv2d(x, k, stride, padding), images, kernel))
+
+
+@pytest.mark.parametrize(
     ("batch", "numbers", "expected"),
     [
         (64, 32 * 32 * 64, 4),  # five images fit; a multiple of four

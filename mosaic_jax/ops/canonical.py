@@ -43,9 +43,31 @@ class Geometry(NamedTuple):
 
 def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
     """x, k -> g."""
-    return lax.conv_general_dilated(
-        x, k, (geometry.stride,) * 2, [(geometry.padding,) * 2] * 2, dimension_numbers=DIMENSIONS
-    )
+    return _widened(x, k, geometry.stride, [(geometry.padding,) * 2] * 2)
+
+
+def _widened(x: jax.Array, k: jax.Array, stride: int, pads: list[tuple[int, int]]) -> jax.Array:
+    """A convolution that makes `columns` neighbouring pixels at once, as channels of one, where there are few channels.
+
+    The kernel stands `columns` times in a wider one, each time `stride` pixels further, zeros around it.
+    """
+    width = (x.shape[2] + sum(pads[1]) - k.shape[1]) // stride + 1
+    num = columns(k.shape[2], k.shape[3], width)
+    if num > 1:
+        steps = [(place * stride, (num - 1 - place) * stride) for place in range(num)]
+        k = lax.optimization_barrier(jnp.concatenate([jnp.pad(k, ((0, 0), step, (0, 0), (0, 0))) for step in steps], axis=3))
+    g = lax.conv_general_dilated(x, k, (stride, stride * num), pads, dimension_numbers=DIMENSIONS)
+    return g.reshape(*g.shape[:2], width, -1)
+
+
+def columns(inputs: int, outputs: int, width: int) -> int:
+    """Pixels that one of `_widened` makes: what fills the lanes of a core pays for the multiplications by zero.
+
+    Measured at 32x32 on a Xeon with AVX-512, times as fast: 3 -> 16 channels 4.8, 3 -> 32 4.6, 8 -> 8 2.6, 16 -> 16 1.6; slower
+    from 32 channels.
+    """
+    most = 64 // outputs if inputs <= 4 else 32 // outputs if max(inputs, outputs) <= 16 else 1
+    return next(num for num in (8, 4, 2, 1) if num <= max(most, 1) and width % num == 0)
 
 
 def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
@@ -80,7 +102,7 @@ def _conv(x: jax.Array, k: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:
     """Stride-1 convolution whose paddings may be negative (pixels left out)."""
     x = x[:, max(0, -pads[0][0]) : x.shape[1] + min(0, pads[0][1]), max(0, -pads[1][0]) : x.shape[2] + min(0, pads[1][1])]
     pads = [(max(0, low), max(0, high)) for low, high in pads]
-    return lax.conv_general_dilated(x, k, (1, 1), pads, dimension_numbers=DIMENSIONS)
+    return _widened(x, k, 1, pads)
 
 
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
