@@ -6,44 +6,19 @@ JAX and everything that needs it are imported inside the commands, so that help 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from mosaic_jax import __version__
-from mosaic_jax.config import PRESETS, ConfigError
-from mosaic_jax.config_io import describe, did_you_mean, load_json, one_line, resolve, resolve_seeds
+from mosaic_jax.config import PRESETS, Config, ConfigError
+from mosaic_jax.config_io import describe, load_json, one_line, resolve, resolve_seeds
+from mosaic_jax.parser import Parser
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
 
 STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and name the nearest command or option."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-        self.commands: dict[str, Parser] = {}
-
-    def error(self, message: str) -> NoReturn:
-        """Exit status 2 after one line; without the usage text that argparse puts before it."""
-        raise ConfigError(f"{one_line(ValueError(message))} (see {self.prog} --help)")
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """The parsed arguments, names checked first: a misspelt option would else hide behind a missing one."""
-        word = next((word for word in arguments if not word.startswith("-")), None)
-        if word is not None and word not in self.commands:
-            known = ", ".join(self.commands)
-            raise ConfigError(f"{word} is no command; the commands are {known}{did_you_mean(word, self.commands)}")
-        parser = self if word is None else self.commands[word]
-        for name in (item.partition("=")[0] for item in arguments):
-            options: Iterable[str] = parser._option_string_actions
-            if name.startswith("--") and name != "--" and name not in options:
-                hint = did_you_mean(name, options) or f"; see {parser.prog} --help"
-                raise ConfigError(f"{name} is no option of {parser.prog}{hint}")
-        return self.parse_args(arguments)
 
 
 def build_parser() -> Parser:
@@ -75,6 +50,10 @@ def build_parser() -> Parser:
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
     train.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
+    train.add_argument("--distributed", action="store_true", help="be one of several processes that SLURM, Open MPI or Cloud TPU name")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="or those that these three name: where process 0 listens")
+    train.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    train.add_argument("--process-id", type=int, metavar="I", help="which one this is, 0 to N-1")
 
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
@@ -110,11 +89,29 @@ def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
         raise ConfigError(f"run directory {run_dir}: holds no checkpoints; run `mosaic-jax train` with this --run-dir first")
 
 
-def console_of(arguments: argparse.Namespace) -> "Console":
+def check_processes(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError unless --coordinator, --num-processes and --process-id are all given and agree, or none is."""
+    coordinator, count, index = named = arguments.coordinator, arguments.num_processes, arguments.process_id
+    if all(value is None for value in named):
+        return
+    if coordinator is None or count is None or index is None:
+        missing = [name for name, value in zip(("coordinator", "num-processes", "process-id"), named, strict=True) if value is None]
+        raise ConfigError(f"--{' and --'.join(missing)}: missing; --coordinator, --num-processes and --process-id go together")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--coordinator {coordinator}: must be HOST:PORT, as in node0:1234")
+    if count < 1:
+        raise ConfigError(f"--num-processes {count}: must be at least 1")
+    if not 0 <= index < count:
+        raise ConfigError(f"--process-id {index}: must be 0 to {count - 1}, below --num-processes {count}")
+    arguments.distributed = True
+
+
+def console_of(arguments: argparse.Namespace, silent: bool = False) -> "Console":
     """The Console of a command."""
     from mosaic_jax.io.console import Console
 
-    return Console(verbose=getattr(arguments, "verbose", False))
+    return Console(verbose=getattr(arguments, "verbose", False), silent=silent)
 
 
 def set_compilation_cache(arguments: argparse.Namespace, console: "Console") -> None:
@@ -134,7 +131,19 @@ def run_train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     if arguments.profile is not None and arguments.profile.exists() and not arguments.profile.is_dir():
         raise ConfigError(f"--profile {arguments.profile}: is a file; name a directory")
-    console = console_of(arguments)
+    check_processes(arguments)
+    if not arguments.distributed:
+        return train(arguments, configs, run_dir, console_of(arguments))
+    from mosaic_jax import processes
+    from mosaic_jax.mapping import create_cpu_devices
+
+    with processes.joined(arguments.coordinator, arguments.num_processes, arguments.process_id):
+        create_cpu_devices(configs[0].mapping, configs[0].partition.num_clients)  # JAX asks them all which process this is
+        return train(arguments, configs, run_dir, console_of(arguments, silent=not processes.is_first()))
+
+
+def train(arguments: argparse.Namespace, configs: Sequence[Config], run_dir: Path, console: "Console") -> int:
+    """Train one configuration, or several that differ in their seeds; returns the exit status."""
     set_compilation_cache(arguments, console)
     options = {
         "stop_after": arguments.stop_after, "tensorboard": arguments.tensorboard, "profile": arguments.profile, "console": console,

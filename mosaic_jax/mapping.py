@@ -1,13 +1,15 @@
-"""The one place that maps a function written for one client over stacked clients, on one device or several."""
+"""The one place that maps a function written for one client over stacked clients, on devices of one process or several."""
 
 import os
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from mosaic_jax import processes
 from mosaic_jax.config import ConfigError, MappingConfig
 from mosaic_jax.types import PyTree
 
@@ -35,7 +37,8 @@ def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
     """Let JAX see the processor as several devices, one for each core that has clients to work on.
 
     A core with its own clients waits for nobody, whereas one client's small layers keep only one and a half of two cores busy.
-    Without effect once JAX runs, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS already say how many.
+    Without effect once JAX runs, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS already say how many. Of several processes each
+    has so many.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
@@ -49,21 +52,29 @@ def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
 def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
     """The plan that `mapping.client_chunk` and `mapping.num_devices` ask for; 0 in either leaves it to us.
 
-    Chosen by us: all local devices, but no more than clients; on a CPU one client at a time, for one fills its core, and
-    all at once elsewhere. Raises ConfigError for more devices than there are.
+    Chosen by us: all devices of all processes, but no more than clients; on a CPU one client at a time, for one fills its
+    core, and all at once elsewhere. Raises ConfigError for more devices than a process has, and fewer clients than processes.
     """
-    devices = jax.local_devices()
-    if mapping.num_devices > len(devices):
-        raise ConfigError(f"mapping.num_devices={mapping.num_devices}: only {len(devices)} here; use 0 for all of them")
+    local = [jax.local_devices()]
+    if processes.several():
+        local = [[d for d in jax.devices() if d.process_index == process] for process in range(processes.count())]
+    here = min(map(len, local))
+    if mapping.num_devices > here:
+        raise ConfigError(f"mapping.num_devices={mapping.num_devices}: only {here} here; use 0 for all of them")
+    if num_clients < len(local):
+        raise ConfigError(f"partition.num_clients={num_clients}: fewer than the {len(local)} processes; start at most as many")
     backend = jax.default_backend()
     chunk, why = mapping.client_chunk, f"mapping.client_chunk={mapping.client_chunk}"
     if chunk == 0:
         chunk, why = (1, "a client fills its core") if backend == "cpu" else (0, f"a {backend} is filled by all clients at once")
-    asked = mapping.num_devices or len(devices)
-    used = devices[: min(asked, num_clients)]
-    shared = f"mapping.num_devices={asked}" if mapping.num_devices else f"every device here ({asked}) takes clients"
-    if len(used) < asked:
-        shared = f"{asked} devices, but no more than clients"
+    # One of each process in turn, so that every process has a part; then by process, neighbours of a ring beside one another.
+    in_turn = zip_longest(*(own[: mapping.num_devices or len(own)] for own in local))
+    asked = [device for devices in in_turn for device in devices if device is not None]
+    used = sorted(asked[:num_clients], key=lambda device: device.process_index)
+    shared = f"mapping.num_devices={mapping.num_devices}" if mapping.num_devices else f"every device here ({here}) takes clients"
+    shared += f", in each of {len(local)} processes" if len(local) > 1 else ""
+    if len(used) < len(asked):
+        shared = f"{len(asked)} devices, but no more than clients"
     return Plan(chunk, tuple(used), f"{why}; {shared}")
 
 
@@ -114,5 +125,43 @@ def shardings(plan: Plan, specs: PyTree, num_clients: int) -> PyTree:
 
 
 def one_device() -> Sharding:
-    """The first local device, where the server's stages run."""
+    """The first local device, where the server's stages run: in every process alike."""
     return SingleDeviceSharding(jax.local_devices()[0])
+
+
+def client_axis(spec: PartitionSpec) -> int:
+    """The axis of a leaf along which its clients lie; -1 for a leaf that is not stacked over clients."""
+    return tuple(spec).index(AXIS) if AXIS in spec else -1
+
+
+def place(tree: PyTree, where: PyTree) -> PyTree:
+    """Put arrays, of which every process has the whole, where they are to live: jax.device_put for devices of all processes.
+
+    where: Shardings, a prefix of the tree.
+    """
+
+    def put(sharding: Sharding, part: PyTree) -> PyTree:
+        if sharding.is_fully_addressable:
+            return jax.device_put(part, sharding)
+
+        def cut(leaf: jax.Array) -> jax.Array:
+            whole = np.asarray(leaf)
+            # Copies: on a CPU the array would live in the memory of `leaf`, which must outlast its donation.
+            return jax.make_array_from_callback(whole.shape, sharding, lambda place: np.array(whole[place]))
+
+        return jax.tree.map(cut, part)
+
+    return jax.tree.map(put, where, tree)
+
+
+def bring_here(tree: PyTree) -> PyTree:
+    """Whole arrays on the first local device, whichever devices hold them: called by all processes that hold a part."""
+
+    def elsewhere(leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+
+    cut = [leaf for leaf in jax.tree.leaves(tree) if elsewhere(leaf) and not leaf.is_fully_replicated]
+    if cut:
+        whole = iter(jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(cut[0].sharding.mesh, REPLICATED))(cut))
+        tree = jax.tree.map(lambda leaf: next(whole) if elsewhere(leaf) and not leaf.is_fully_replicated else leaf, tree)
+    return jax.device_put(jax.tree.map(lambda leaf: leaf.addressable_data(0) if elsewhere(leaf) else leaf, tree), one_device())

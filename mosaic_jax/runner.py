@@ -11,27 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import ops
+from mosaic_jax import ops, processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.datasets import load
-from mosaic_jax.io.metrics import MetricsLog
+from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
-from mosaic_jax.io.samples import image_grid, save_grid, save_real_and_generated
-from mosaic_jax.mapping import REPLICATED, create_cpu_devices, make_plan, one_device, shardings
+from mosaic_jax.io.samples import image_grid, save_grid
+from mosaic_jax.mapping import REPLICATED, bring_here, create_cpu_devices, make_plan, one_device, place, shardings
 from mosaic_jax.methods import METHODS
-from mosaic_jax.rng import key_at
-from mosaic_jax.stages.evaluation import evaluate_models
+from mosaic_jax.results import generated, results_of, save_samples
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
-from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
-
-GRID_IMAGES = 12
 
 
 class Interrupted(Exception):
@@ -93,16 +89,20 @@ def train(
     0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
     SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
     """
+    processes.check_same(f"{config_hash(config)} {run_dir.name} {stop_after}")
     with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
         results = run_directory.read_results(run_dir)
-        if results is not None and run_directory.is_finished(results):
+        if processes.of_the_first(np.bool_(results is not None and run_directory.is_finished(results))):
             console.message(f"{run_dir} is finished already; its results:")
             console.result_table(results)
             return 0
-        problem = _problem(config, console)
-        traces = Profile(profile, console.warning) if profile else None
-        run_directory.write_config(run_dir, config)
-        log = MetricsLog(run_dir, tensorboard)
+        first = processes.is_first()
+        with processes.together():
+            problem = _problem(config, console)
+            traces = Profile(profile, console.warning) if profile and first else None
+            if first:
+                run_directory.write_config(run_dir, config)
+            log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
         run = _Run(problem, run_dir, log, console, signals, traces)
         try:
             outputs, done = _run_stages(run, stop_after)
@@ -114,18 +114,20 @@ def train(
             return 3
         finally:
             log.close()
-        results = _results(problem, outputs, run_dir, done)
-        run_directory.write_results(run_dir, results)
-        report = write_report(run_dir)
-        console.result_table(results)
-        console.message(f"report: {report}")
+        with processes.together():
+            if first:
+                results = results_of(problem, outputs, run_dir, done)
+                run_directory.write_results(run_dir, results)
+                report = write_report(run_dir)
+                console.result_table(results)
+                console.message(f"report: {report}")
         return 0
 
 
 def evaluate(run_dir: Path, console: Console) -> dict[str, Any]:
     """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json."""
     problem, outputs = _restore(run_dir, console)
-    results = _results(problem, outputs, run_dir, list(outputs))
+    results = results_of(problem, outputs, run_dir, list(outputs))
     run_directory.write_results(run_dir, results)
     return results
 
@@ -135,7 +137,7 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
     problem, outputs = _restore(run_dir, console)
     if "generators" not in outputs:
         raise run_directory.missing(run_dir, "generators")
-    images = _generated(problem, outputs["generators"], num)
+    images = generated(problem, outputs["generators"], num)
     labels = [f"client {client}" for client in range(problem.num_clients)]
     save_grid(out, image_grid(images, labels))
     console.message(f"{out}: {num} images of each of {problem.num_clients} generators")
@@ -157,8 +159,8 @@ def _problem(config: Config, console: Console) -> Problem:
 
 
 def _checkpoints(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoints:
-    config = problem.config
-    return StageCheckpoints(run_dir / "checkpoints" / stage.name, stage.name, config_hash(config), config.checkpoint.keep)
+    config, directory = problem.config, run_dir / "checkpoints" / stage.name
+    return StageCheckpoints(directory, stage.name, config_hash(config), config.checkpoint.keep, stage.sharding)
 
 
 def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
@@ -172,8 +174,8 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
     for stage in stages:
         outputs[stage.name] = _run_stage(run, stage, outputs)
         done.append(stage.name)
-        if stage.name == "generators":
-            _save_grid(run, outputs["generators"])
+        if stage.name == "generators" and processes.is_first():
+            save_samples(run.problem, outputs["generators"], run.directory)
         if stage.name == stop_after:
             break
     return outputs, done
@@ -194,13 +196,20 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         if restored is None or step < stage.num_steps:
             run.log.truncate([stage.name], stage.name, step if restored else -1)
             state = _advance(run, stage, checkpoints, inputs, state, step, fresh=restored is None)
-        return jax.device_put(stage.output(state, inputs), one_device())
+        output = bring_here(stage.output(state, inputs))
+        # Every process has done the server's work for itself, not always to the same last bit.
+        return output if stage.sharding is not None else place(processes.of_the_first(output), one_device())
+    except (Interrupted, NonFiniteLoss, ConfigError):
+        raise
+    except BaseException as error:
+        processes.give_up(error)
+        raise
     finally:
         checkpoints.close()
 
 
 def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
-    """Where a stage's state, and what it reads, live while it runs: Shardings for jax.device_put."""
+    """Where a stage's state, and what it reads, live while it runs: Shardings for `mapping.place`."""
     if stage.sharding is None:
         return one_device(), one_device()
     plan = make_plan(problem.config.mapping, problem.num_clients)
@@ -222,7 +231,7 @@ def _advance(
     clock = time.perf_counter()
     programs: dict[str, Any] = {}
     home, everywhere = placements(run.problem, stage)
-    state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
+    state, inputs, data = place((state, inputs, stage.data), (home, everywhere, everywhere))
 
     def write(values: dict[str, float]) -> None:
         run.log.write(stage.name, step, values, round=step if stage.unit == "round" else None)
@@ -253,12 +262,13 @@ def _advance(
             stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
             first = step - step % stage.segment
             host = stage.host(inputs, first)
-            arguments = (state, inputs, data, host, jnp.int32(step), jnp.int32(stop))
+            arguments = (state, inputs, data, host, np.int32(step), np.int32(stop))
             # Rounds of a cohort and rounds of all clients differ in shape.
             shapes = str(jax.tree.map(np.shape, host))
             if shapes not in programs:
                 started = time.perf_counter()
-                programs[shapes] = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None)).lower(*arguments).compile()
+                programs[shapes] = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))
+                programs[shapes] = programs[shapes].lower(*arguments).compile()
                 compiling += time.perf_counter() - started
                 clock += time.perf_counter() - started
             with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
@@ -269,13 +279,13 @@ def _advance(
             write(means)
             if stage.watch_every and (step % stage.watch_every == 0 or step == stage.num_steps):
                 look()
-            interrupted = bool(run.signals)
+            interrupted = processes.first_signal(run.signals)
             if step == stage.num_steps or step // stage.save_every > before // stage.save_every or interrupted:
                 save()
             _advance_bar(progress, step - before, means)
             if interrupted:
                 checkpoints.wait()
-                raise Interrupted(run.signals[0])
+                raise Interrupted(interrupted)
     return state
 
 
@@ -319,43 +329,3 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     if not outputs:
         raise run_directory.missing(run_dir, "warmup")
     return problem, outputs
-
-
-def _generated(problem: Problem, generators: PyTree, num: int) -> np.ndarray:
-    """f32[C, num, 32, 32, 3], as distillation would draw them."""
-    generator = problem.config.generator
-    # Batch statistics of a handful of images would not be those of training.
-    drawn = max(num, problem.config.distill.samples_per_client)
-    key = key_at(problem.config.seed, "samples")
-    images = jax.jit(lambda g: synthetic_images(problem.generator, g, key, drawn, generator.sampling_batch_norm))(generators)
-    return np.asarray(images).reshape(problem.num_clients, drawn, *images.shape[1:])[:, :num]
-
-
-def _save_grid(run: _Run, generators: PyTree) -> None:
-    """samples/generators.png: real images of every client beside what its generator draws."""
-    path = run.directory / "samples" / "generators.png"
-    if path.exists():
-        return
-    problem = run.problem
-    real = np.stack([problem.dataset.train_images[np.resize(own, GRID_IMAGES)] for own in problem.splits.train])
-    save_real_and_generated(path, real, _generated(problem, generators, GRID_IMAGES))
-
-
-def _results(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str]) -> dict[str, Any]:
-    """What results.json holds; accuracies are shares in 0..1, bytes and seconds are of whole stages."""
-    models, confusion = evaluate_models(problem, outputs)
-    all_stages = [stage.name for stage in METHODS[problem.config.method](problem)]
-    costs = run_directory.costs(run_dir)
-    return {
-        "method": problem.config.method,
-        "seed": problem.config.seed,
-        "stages": all_stages,
-        "stages_done": done,
-        "models": models,
-        "confusion": confusion,
-        **costs,
-        "class_names": list(problem.dataset.class_names),
-        "label_counts": problem.partition_counts.tolist(),
-        "num_samples": problem.num_samples.tolist(),
-        "hardware": run_directory.hardware(),
-    }

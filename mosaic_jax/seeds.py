@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mosaic_jax import runner
+from mosaic_jax import processes, runner
 from mosaic_jax.config import Config
 from mosaic_jax.io import seeds_directory
 from mosaic_jax.io.console import Console
@@ -24,7 +24,9 @@ def train_seeds(
     with that seed. profile: a directory for a trace of each seed, in seed<N>. Raises ConfigError, before anything is trained,
     where a seed's directory cannot be used.
     """
-    seeds_directory.check(run_dir, configs)
+    with processes.together():
+        if processes.is_first():
+            seeds_directory.check(run_dir, configs)
     with runner.catch_signals() as signals:
         for done, config in enumerate(configs):
             console.message(f"seed {config.seed}, {done + 1} of {len(configs)}")
@@ -35,11 +37,13 @@ def train_seeds(
             )  # fmt: skip
             left = configs[done + (status == 0) :]
             # A signal that came while results were written: that seed is done, the next one does not begin.
-            status = status or (runner.Interrupted(signals[0]).exit_status if signals and left else 0)
+            caught = processes.first_signal(signals)
+            status = status or (runner.Interrupted(caught).exit_status if caught and left else 0)
             if status:
                 seeds = ", ".join(str(other.seed) for other in left)
                 console.message(f"stopped; not finished are seeds {seeds}, with which the same command goes on in {run_dir}")
                 return status
-        console.seeds_table(seeds_directory.write_summary(run_dir, [config.seed for config in configs]))
-        console.message(f"report: {seeds_directory.write_index(run_dir)}")
+        if processes.is_first():
+            console.seeds_table(seeds_directory.write_summary(run_dir, [config.seed for config in configs]))
+            console.message(f"report: {seeds_directory.write_index(run_dir)}")
     return 0

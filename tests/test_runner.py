@@ -310,7 +310,7 @@ def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
         home, everywhere = runner.placements(problem, stage)
         state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
         # As the runner does it, so that the finished run's programs serve here.
-        run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, None))
+        run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))
         for first in range(0, stage.num_steps, stage.segment):
             with compilations() as seen:
                 arguments = (inputs, data, stage.host(inputs, first), jax.numpy.int32(first))

@@ -16,10 +16,13 @@ PLAIN_PERIOD = 60.0  # seconds between progress lines in a log
 
 
 class Console:
-    """Output of a run: live bars on a terminal, a few plain lines elsewhere, nothing but warnings and errors when quiet."""
+    """Output of a run: live bars on a terminal, a few plain lines elsewhere, nothing but warnings and errors when quiet.
 
-    def __init__(self, *, verbose: bool = False, quiet: bool = False, file: TextIO | None = None) -> None:
-        self.verbose, self.quiet = verbose, quiet
+    silent: not even those, in a process for which another one speaks.
+    """
+
+    def __init__(self, *, verbose: bool = False, quiet: bool = False, silent: bool = False, file: TextIO | None = None) -> None:
+        self.verbose, self.quiet, self.silent = verbose, quiet or silent, silent
         self._out = rich.console.Console(file=file, highlight=False, markup=False)
         self.terminal = self._out.is_terminal
         if not self.terminal:
@@ -32,11 +35,13 @@ class Console:
 
     def warning(self, text: str) -> None:
         """A line about what may be wrong, on standard error."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        if not self.silent:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
         """A line about what stopped the run, on standard error."""
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        if not self.silent:
+            print(f"error: {text}", file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, stage: str, total: int, done: int = 0) -> Iterator["StageProgress"]:

@@ -68,6 +68,22 @@ class MetricsLog:
             self._events.close()
 
 
+class NoMetrics(MetricsLog):
+    """The log of a process that leaves writing to another."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, stage: str, step: int, values: Mapping[str, float], *, round: int | None = None) -> None:
+        """Nothing is written."""
+
+    def truncate(self, stage_order: Sequence[str], stage: str, step: int) -> None:
+        """Nothing is dropped."""
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
 def round_to_milliseconds(seconds: float) -> float:
     """Seconds with three decimals (in `write` the name `round` is the federated round)."""
     return round(seconds, 3)

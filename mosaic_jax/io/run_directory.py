@@ -5,15 +5,21 @@ import fcntl
 import json
 import os
 import platform
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from mosaic_jax import processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import differences, load_json, save_json
 from mosaic_jax.io.metrics import read
+
+SHARED_SECONDS = 30.0
 
 
 def check(run_dir: Path, config: Config) -> None:
@@ -34,7 +40,36 @@ def check(run_dir: Path, config: Config) -> None:
 
 @contextlib.contextmanager
 def claim(run_dir: Path, config: Config) -> Iterator[None]:
-    """Hold a run directory for one process and one configuration; raises ConfigError as `check` does, and when it is in use."""
+    """Hold a run directory for one run and one configuration; raises ConfigError as `check` does, and when it is in use.
+
+    Of several processes the first one holds it for all, once each has seen what the first one writes there.
+    """
+    with contextlib.ExitStack() as held:
+        token = int(processes.of_the_first(np.int32(secrets.randbits(31))))
+        with processes.together():
+            if processes.is_first():
+                held.enter_context(_hold(run_dir, config, token))
+        with processes.together():
+            if not processes.is_first() and not _appears(run_dir / ".lock", str(token)):
+                raise ConfigError(
+                    f"--run-dir {run_dir}: does not show here what process 0 writes there; "
+                    "name a directory on a file system that all processes share"
+                )
+        yield
+
+
+def _appears(path: Path, text: str) -> bool:
+    """Whether a file comes to hold a text within SHARED_SECONDS: network file systems remember for a while what was not there."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (path.is_file() and path.read_text() == text):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@contextlib.contextmanager
+def _hold(run_dir: Path, config: Config, token: int) -> Iterator[None]:
     check(run_dir, config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -46,6 +81,9 @@ def claim(run_dir: Path, config: Config) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"--run-dir {run_dir}: another process is training in it; wait for it or name another") from error
+        lock.write(str(token))
+        lock.flush()
+        os.fsync(lock.fileno())
         try:
             yield
         except ConfigError:
@@ -134,4 +172,5 @@ def hardware() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
     kind = processor if device.platform == "cpu" else f"{len(jax.devices())} x {device.device_kind}"
-    return f"{kind}, {os.cpu_count()} cores, jax {jax.__version__} on {device.platform}"
+    shared = f", {processes.count()} processes" if processes.several() else ""
+    return f"{kind}, {os.cpu_count()} cores{shared}, jax {jax.__version__} on {device.platform}"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.mapping import for_each_client, make_plan, one_device
+from mosaic_jax.mapping import bring_here, for_each_client, make_plan
 from mosaic_jax.stages.experts import Experts, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.evaluate import Predict, accuracy, confusion_matrix
@@ -45,7 +45,7 @@ def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
     def validate(variables: Variables, batches: PyTree) -> jax.Array:
         return accuracy(confusion_matrix(_predict(problem, variables), batches, problem.num_classes)).astype(jnp.float32)
 
-    return lambda variables: validate(jax.device_put(variables, one_device()), batches)
+    return lambda variables: validate(bring_here(variables), batches)
 
 
 def _predict(problem: Problem, variables: Variables) -> Predict:
