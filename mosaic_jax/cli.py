@@ -50,8 +50,8 @@ def build_parser() -> Parser:
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
     train.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
-    train.add_argument("--distributed", action="store_true", help="be one of several processes that SLURM, Open MPI or Cloud TPU name")
-    train.add_argument("--coordinator", metavar="HOST:PORT", help="or those that these three name: where process 0 listens")
+    train.add_argument("--distributed", action="store_true", help="be one of several processes, found by SLURM, Open MPI or TPU")
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="or named by these three: where process 0 listens")
     train.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     train.add_argument("--process-id", type=int, metavar="I", help="which one this is, 0 to N-1")
 

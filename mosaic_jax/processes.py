@@ -110,7 +110,7 @@ def _check_port(coordinator: str) -> None:
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
     except OSError as error:
-        reason = error.strerror or error
+        reason = os.strerror(error.errno) if error.errno else error
         raise ConfigError(f"--coordinator {coordinator}: process 0 cannot listen there ({reason}); name another port") from error
 
 
@@ -124,10 +124,9 @@ def give_up(error: BaseException) -> None:
     if isinstance(error, KeyboardInterrupt):
         _exit(130)
     if isinstance(error, jax.errors.JaxRuntimeError):
-        reason = " ".join(str(error).split())[:160]
-        print(
-            f"error: process {index()} lost the others ({reason}); start all again to resume the run", file=sys.stderr, flush=True
-        )
+        reason = " ".join(str(error).split())[:200]
+        text = f"error: process {index()} failed, or lost another that did ({reason}); start all again to resume the run"
+        print(text, file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
     _exit(1)

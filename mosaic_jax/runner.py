@@ -99,6 +99,7 @@ def train(
         first = processes.is_first()
         with processes.together():
             problem = _problem(config, console)
+            make_plan(config.mapping, problem.num_clients)  # what it refuses leaves no run behind
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
                 run_directory.write_config(run_dir, config)

@@ -16,6 +16,12 @@ from mosaic_jax.io.console import Console, label_count_table
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
 
+
+
+def several(coordinator: str, num_processes: str, process_id: str) -> list[str]:
+    return ["--coordinator", coordinator, "--num-processes", num_processes, "--process-id", process_id]
+
+
 BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
     (["trian"], "the commands are train, plan, partition, config, evaluate, sample, report; did you mean train?"),
@@ -32,6 +38,13 @@ BAD_ARGUMENTS = [
     (["train", "--config", DIGITS, "more"], "unrecognized arguments: more"),
     (["train", "--config", DIGITS, "--profile", DIGITS], "is a file; name a directory"),
     (["train", "--config", DIGITS, "--no-compile-cache"], "did you mean --no-compilation-cache?"),
+    (["train", "--config", DIGITS, "--coordinator", "node0:1234"], "--num-processes and --process-id: missing"),
+    (["train", "--config", DIGITS, "--distributed", "--process-id", "0"], "--coordinator and --num-processes: missing"),
+    (["train", "--config", DIGITS, *several("node0", "2", "0")], "--coordinator node0: must be HOST:PORT"),
+    (["train", "--config", DIGITS, *several("node0:99999", "2", "0")], "--coordinator node0:99999: must be HOST:PORT"),
+    (["train", "--config", DIGITS, *several("node0:1234", "0", "0")], "--num-processes 0: must be at least 1"),
+    (["train", "--config", DIGITS, *several("node0:1234", "2", "2")], "--process-id 2: must be 0 to 1"),
+    (["train", "--config", DIGITS, *several("node0:1234", "two", "0")], "argument --num-processes: invalid int value: 'two'"),
     (["plan"], "the following arguments are required: --config"),
     (["plan", "--config", DIGITS, "--set", "mapping.client_chunk=-1"], "must be a whole number, at least 0"),
     (["plan", "--config", DIGITS, "--set", "data.source=folder:nowhere"], "folder nowhere/train does not exist"),
@@ -69,6 +82,7 @@ def test_an_argument_error_is_one_line_on_stderr_and_status_2(
         (["config", "--config", DIGITS], 0),
         (["train", "--config", DIGITS, "--set", "warmup.num_round=3"], 2),
         (["train", "--config", DIGITS, "--profile", DIGITS], 2),
+        (["train", "--config", DIGITS, *several("node0:1234", "2", "-1")], 2),
         (["plan", "--config", DIGITS, "--set", "zzz=1"], 2),
         (["evaluate", "nowhere"], 2),
     ],
