@@ -193,7 +193,7 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class MappingConfig:
     client_chunk: int = setting(0, "clients mapped together on a device; 0 is all of them (on a CPU 1), 1 one at a time", low=0)
-    num_devices: int = setting(0, "devices that share the clients; 0 is all, on a CPU one per core", low=0)
+    num_devices: int = setting(0, "devices of each process that share the clients; 0 is all, on a CPU one per core", low=0)
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
     convolution: str = setting("auto", "lowering of convolutions over stacked weights", choices=("auto", "grouped", "map"))
 
