@@ -86,8 +86,8 @@ class StageCheckpoints:
     """The checkpoints of one stage in `directory`, the last `keep` of them; steps are the stage's own.
 
     A checkpoint holds the state's leaves by path and a record {stage, step, config_hash, fingerprint}; the fingerprint,
-    a SHA-256 over all leaves, is checked on restoring, so that a damaged file is found even where it can be read. Of several
-    processes all save and restore, each its own part and all that there is; the directory is on a file system they share.
+    a SHA-256 over all leaves, is checked on restoring, so that a damaged file is found even where it can be read. Several
+    processes share the directory: each saves its own clients, process 0 the rest too, and each restores the whole.
     sharding: PartitionSpecs, a prefix of the state's tree, that say which leaves are stacked over clients, as in `Stage`.
     """
 
