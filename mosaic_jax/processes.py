@@ -18,7 +18,7 @@ from mosaic_jax.config import ConfigError
 from mosaic_jax.types import PyTree
 
 JOIN_SECONDS = 300.0  # until the last process has started
-HEARTBEAT_SECONDS = 60  # a process that is silent for so long is dead, and JAX ends the others
+HEARTBEAT_SECONDS = 100  # a process that is silent for so long is dead, and JAX ends the others
 LEAVE_SECONDS = 120  # until the last process has ended
 TEXT_BYTES = 1024
 
