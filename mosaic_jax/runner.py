@@ -13,7 +13,7 @@ import numpy as np
 
 from mosaic_jax import ops
 from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import config_hash
+from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
@@ -22,11 +22,12 @@ from mosaic_jax.io.metrics import MetricsLog
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid, save_real_and_generated
-from mosaic_jax.mapping import REPLICATED, create_cpu_devices, make_plan, one_device, shardings
+from mosaic_jax.mapping import create_cpu_devices, one_device
 from mosaic_jax.methods import METHODS
+from mosaic_jax.planning.limit import check, choice, fit, remedies
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import evaluate_models
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
@@ -44,6 +45,10 @@ class Interrupted(Exception):
 
 class NonFiniteLoss(Exception):
     """A loss became NaN or infinite; the last checkpoint before it stands."""
+
+
+class OutOfMemory(MemoryError):
+    """A device or the machine has no memory left for a stage; its last checkpoint stands."""
 
 
 class _Run(NamedTuple):
@@ -75,6 +80,18 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
+@contextmanager
+def naming_what_needs_memory(problem: Problem, stage: str) -> Iterator[None]:
+    """Memory that runs out in the block, of the host or of a device, is an OutOfMemory that names the stage and what to change."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            asked = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")[:120]
+            raise OutOfMemory(f"{stage}: out of memory ({asked}); {remedies(problem, stage)}") from error
+        raise
+
+
 def train(
     config: Config,
     run_dir: Path,
@@ -90,8 +107,9 @@ def train(
     profile: a directory for a trace of one segment of each stage. signals: where a caller of several runs catches signals
     already; None catches them here.
 
-    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
-    SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
+    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 4: out of memory. 130 / 143: interrupted
+    by SIGINT / SIGTERM, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and for
+    an estimate above memory.limit_gib.
     """
     with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
         results = run_directory.read_results(run_dir)
@@ -106,15 +124,18 @@ def train(
         run = _Run(problem, run_dir, log, console, signals, traces)
         try:
             outputs, done = _run_stages(run, stop_after)
+            results = _results(problem, outputs, run_dir, done)
         except Interrupted as interrupted:
             console.message(f"stopped by {interrupted}; the same command resumes from {run_dir}")
             return interrupted.exit_status
         except NonFiniteLoss as failure:
             console.error(f"{failure}; the last checkpoint before it is kept in {run_dir / 'checkpoints'}")
             return 3
+        except OutOfMemory as failure:
+            console.error(f"{failure}; the last checkpoint is kept in {run_dir / 'checkpoints'}")
+            return 4
         finally:
             log.close()
-        results = _results(problem, outputs, run_dir, done)
         run_directory.write_results(run_dir, results)
         report = write_report(run_dir)
         console.result_table(results)
@@ -153,6 +174,10 @@ def _problem(config: Config, console: Console) -> Problem:
     if config.method == "mosaic":
         for c in absent_classes(problem.label_counts):
             console.warning(f"no client holds class {problem.dataset.class_names[c]}: its expert is the global average")
+    problem, stages = fit(problem)
+    check(problem, stages, console.warning)
+    for line in choice(problem):
+        console.message(line)
     return problem
 
 
@@ -170,7 +195,8 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
         method = run.problem.config.method
         raise ConfigError(f"--stop-after {stop_after}: method {method} has no such stage; its stages are {', '.join(names)}")
     for stage in stages:
-        outputs[stage.name] = _run_stage(run, stage, outputs)
+        with naming_what_needs_memory(run.problem, stage.name):
+            outputs[stage.name] = _run_stage(run, stage, outputs)
         done.append(stage.name)
         if stage.name == "generators":
             _save_grid(run, outputs["generators"])
@@ -197,14 +223,6 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         return jax.device_put(stage.output(state, inputs), one_device())
     finally:
         checkpoints.close()
-
-
-def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
-    """Where a stage's state, and what it reads, live while it runs: Shardings for jax.device_put."""
-    if stage.sharding is None:
-        return one_device(), one_device()
-    plan = make_plan(problem.config.mapping, problem.num_clients)
-    return shardings(plan, stage.sharding, problem.num_clients), shardings(plan, REPLICATED, problem.num_clients)
 
 
 def jit_once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -343,7 +361,8 @@ def _save_grid(run: _Run, generators: PyTree) -> None:
 
 def _results(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str]) -> dict[str, Any]:
     """What results.json holds; accuracies are shares in 0..1, bytes and seconds are of whole stages."""
-    models, confusion = evaluate_models(problem, outputs)
+    with naming_what_needs_memory(problem, "evaluation"):
+        models, confusion = evaluate_models(problem, outputs)
     all_stages = [stage.name for stage in METHODS[problem.config.method](problem)]
     costs = run_directory.costs(run_dir)
     return {

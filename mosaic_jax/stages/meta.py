@@ -8,8 +8,8 @@ import numpy as np
 
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.rng import key_at
+from mosaic_jax.stages.experts import predict_heads
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
-from mosaic_jax.steps.experts import expert_head_logits
 from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step
 from mosaic_jax.types import PyTree
 
@@ -31,7 +31,7 @@ def meta_stage(problem: Problem) -> Stage:
         valid = np.asarray(prototypes.valid)
         features = np.asarray(prototypes.features)[valid]
         labels = np.broadcast_to(np.arange(problem.num_classes)[:, None], valid.shape)[valid].astype(np.int32)
-        logits = jax.jit(lambda heads, x: expert_head_logits(problem.classifier, heads, x))(outputs["experts"].heads, features)
+        logits = jax.jit(lambda experts, x: predict_heads(problem, experts, x))(outputs["experts"], features)
         return MetaInputs(logits, jnp.asarray(labels))
 
     def init(inputs: MetaInputs) -> MetaState:
