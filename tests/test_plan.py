@@ -118,8 +118,9 @@ def test_a_run_that_no_machine_can_hold_is_planned_and_warned_about(capsys: pyte
     error = capsys.readouterr().err
     assert error.startswith("warning: ")
     assert error.count("\n") == 1
-    assert "needs most, about" in error
-    assert "TiB; this machine has" in error
+    assert "warmup needs about 2.7 TiB (state 2.7 TiB, " in error
+    assert ", and this machine has " in error
+    assert "lower prototypes.num_rounds or prototypes.keep_per_class" in error
 
 
 # --- the mapping and why ---

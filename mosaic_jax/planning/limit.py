@@ -84,17 +84,20 @@ def mapped(clients: Plan) -> str:
 
 
 def shortage(problem: Problem, stages: tuple[StagePlan, ...]) -> Shortage | None:
-    """The stage that needs most, where that is more than there may be."""
-    most = max(stages, key=lambda stage: stage.memory.needed)
-    need, own, there = most.memory.needed, limit(problem.config), capacity()
-    parts = sorted(zip(most.memory._fields[:5], most.memory[:5], strict=True), key=lambda part: -part[1])[:2]
-    needs = f"{most.name} needs about {human_bytes(need)} ({', '.join(f'{name} {human_bytes(size)}' for name, size in parts)})"
-    change = remedies(problem, most.name)
-    if own and need > own:
-        return Shortage(f"memory.limit_gib={problem.config.memory.limit_gib:g}: {needs}; raise the limit, {change}", refused=True)
-    if there and need > there:
-        has = f"{'this machine' if jax.default_backend() == 'cpu' else 'a device'} has {human_bytes(there)}"
-        return Shortage(f"{needs}, and {has}; {change}", refused=False)
+    """The first stage that needs more than there may be, if one does."""
+    own, there = limit(problem.config), capacity()
+    for allowed, refused in ((own, True), (there, False)):
+        first = next((stage for stage in stages if stage.memory.needed > allowed), None)
+        if allowed and first is not None:
+            parts = sorted(zip(first.memory._fields[:5], first.memory[:5], strict=True), key=lambda part: -part[1])[:2]
+            needs = f"{first.name} needs about {human_bytes(first.memory.needed)}"
+            needs += f" ({', '.join(f'{name} {human_bytes(size)}' for name, size in parts)})"
+            change = remedies(problem, first.name)
+            if refused:
+                said = f"memory.limit_gib={problem.config.memory.limit_gib:g}"
+                return Shortage(f"{said}: {needs}; raise the limit, or {change}", True)
+            has = f"{'this machine' if jax.default_backend() == 'cpu' else 'a device'} has {human_bytes(there)}"
+            return Shortage(f"{needs}, and {has}; {change}", False)
     return None
 
 
@@ -108,17 +111,16 @@ def check(problem: Problem, stages: tuple[StagePlan, ...], warn: Callable[[str],
 
 
 def remedies(problem: Problem, stage: str) -> str:
-    """What to change where a stage, or the evaluation, needs too much memory, in words."""
+    """What to change where a stage, or the evaluation, needs too much memory, in words; what a run can go on with comes first."""
     config, clients, experts = problem.config, problem.client_plan, problem.expert_plan
-    mosaic = config.method == "mosaic"
-    on_cpu = jax.default_backend() == "cpu"
+    mosaic, on_cpu = config.method == "mosaic", jax.default_backend() == "cpu"
     for_clients = {
         "mapping.client_chunk=1": clients.chunk != 1,
         "mapping.num_devices=1": on_cpu and len(clients.devices) > 1,
     }
     for_experts = {
         "memory.experts=recomputed": mosaic and config.experts == "parameters" and experts.stored,
-        "mapping.expert_chunk=1": experts.chunk > 1,
+        "mapping.expert_chunk=1": mosaic and experts.chunk > 1,
     }
     prototypes = {
         "prototypes.num_rounds": mosaic and config.prototypes.num_rounds != 1,
@@ -126,7 +128,7 @@ def remedies(problem: Problem, stage: str) -> str:
     }
     network = {"model.width": config.model.width > 1}
     placement, smaller = {
-        "warmup": (for_clients, {"warmup.batch_size": True, **network, **prototypes}),
+        "warmup": (for_clients, {**prototypes, "warmup.batch_size": True, **network}),
         "auxiliary": (for_clients, {"warmup.batch_size": True, **network}),
         "generators": (for_clients, {"generator.batch_size": True, "generator.width": config.generator.width > 1}),
         "experts": (for_experts, network),
@@ -136,11 +138,10 @@ def remedies(problem: Problem, stage: str) -> str:
         "evaluation": (for_experts, {"evaluation.batch_size": True, **network}),
     }[stage]
     words = []
-    if set_to := [name for name, helps in placement.items() if helps]:
-        words.append(f"set {' or '.join(set_to)} (the same run goes on)")
-    lower = [name for name, helps in smaller.items() if helps]
-    if lower:
-        words.append(f"lower {' or '.join(lower)} in a new run")
+    if settings := [name for name, helps in placement.items() if helps]:
+        words.append(f"set {' or '.join(settings)} (a run goes on with it)")
+    if settings := [name for name, helps in smaller.items() if helps]:
+        words.append(f"lower {' or '.join(settings)} in a new run")
     if config.precision == "float32" and not on_cpu:
         words.append("set precision=bf16 in a new run")
-    return ", or ".join(words)
+    return ", or ".join(words) or "use a machine with more memory"

@@ -10,13 +10,10 @@ import numpy as np
 from mosaic_jax.methods import METHODS
 from mosaic_jax.planning.memory import Memory, stage_memory
 from mosaic_jax.stages.federated import FederatedState
-from mosaic_jax.stages.meta import MetaInputs
+from mosaic_jax.stages.meta import MetaInputs, keeps_logits
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import PyTree
-
-# Programs beside a stage's start, its segment and the validation of its model.
-MORE_PROGRAMS = {"meta": ("expert heads",), "distill": ("histogram",)}
 
 
 class Part(NamedTuple):
@@ -57,7 +54,7 @@ def plan_stages(problem: Problem) -> tuple[StagePlan, ...]:
             StagePlan(
                 name=stage.name, unit=stage.unit, num_steps=stage.num_steps, segment=stage.segment,
                 mapped=stage.sharding is not None, state=_parts(state), memory=memory,
-                up=traffic["up"], down=traffic["down"], programs=_programs(stage),
+                up=traffic["up"], down=traffic["down"], programs=_programs(problem, stage),
             )
         )  # fmt: skip
         outputs[stage.name], made = _traced(stage.output, state, inputs)
@@ -72,8 +69,11 @@ def _inputs(problem: Problem, stage: Stage, outputs: Outputs) -> tuple[PyTree, i
         warmup = problem.config.warmup  # every centre has an image of its own among those of the round
         of_clients = _expected_valid(problem, valid.shape).sum(axis=(2, 3))
         num = int(np.minimum(of_clients, warmup.num_local_steps * warmup.batch_size).sum())
-        shapes = (num, num_classes, num_classes), (num,)
-        inputs = MetaInputs(*map(jax.ShapeDtypeStruct, shapes, (jnp.float32, jnp.int32)))
+        labels = jax.ShapeDtypeStruct((num,), jnp.int32)
+        if keeps_logits(problem):
+            inputs = MetaInputs(jax.ShapeDtypeStruct((num, num_classes, num_classes), jnp.float32), labels)
+        else:
+            inputs = MetaInputs((), labels, jax.ShapeDtypeStruct((num, problem.classifier.feature_size), jnp.float32))
         return inputs, num_bytes(inputs)
     return _traced(stage.inputs, outputs)
 
@@ -99,8 +99,9 @@ def _with_expected_prototypes(problem: Problem, state: PyTree) -> PyTree:
     return state._replace(prototypes=state.prototypes._replace(valid=valid))
 
 
-def _programs(stage: Stage) -> tuple[str, ...]:
-    segment = ("segment", *MORE_PROGRAMS.get(stage.name, ())) if stage.num_steps else ()
+def _programs(problem: Problem, stage: Stage) -> tuple[str, ...]:
+    more = {"meta": ("expert heads",) if keeps_logits(problem) else (), "distill": ("histogram",)}
+    segment = ("segment", *more.get(stage.name, ())) if stage.num_steps else ()
     return ("start", *segment, *(("validation",) if stage.watch is not None else ()))
 
 
