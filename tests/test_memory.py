@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_same_run, fingerprints, tiny, train
+from conftest import fingerprints, tiny, train
 
 from mosaic_jax import cli, runner
 from mosaic_jax.config import Config, ConfigError, MappingConfig, MemoryConfig
@@ -213,12 +213,24 @@ def test_a_run_above_the_limit_is_refused_before_training_in_one_line_that_says_
 def test_without_a_limit_a_run_that_may_not_fit_is_warned_about_once_and_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(limit, "capacity", lambda: 2**20)
+    monkeypatch.setattr(limit, "capacity", lambda: 2**18)
     assert train(tiny(), tmp_path / "run", stop_after="warmup") == 0
     error = capsys.readouterr().err
     assert error.startswith("warning: warmup needs about ")
-    assert "and this machine has 1.0 MiB; set mapping.num_devices=1 (a run goes on with it), or lower" in error
+    assert "and this machine has 256.0 KiB; set mapping.num_devices=1 (a run goes on with it), or lower" in error
     assert error.count("\n") == 1
+
+
+def test_a_state_that_the_machine_cannot_hold_is_refused_before_training_without_any_limit(
+    tiny_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = ["model.width=512", "warmup.num_rounds=3000", "prototypes.num_rounds=0", "prototypes.per_class=2000"]
+    assert cli.main(["train", *tiny_arguments, *wide, "--run-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: warmup needs about 2.7 TiB (state 2.7 TiB, ")
+    assert "lower prototypes.num_rounds" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_fits_is_not_warned_about_and_says_what_was_picked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,9 +252,11 @@ def test_on_an_accelerator_as_many_clients_and_experts_run_together_as_fit(gib: 
     assert f"clients are mapped {'all' if chunk == 12 else chunk} at " in limit.choice(fitted)[0].replace("all at once", "all at ")
     assert chunk == 12 or "as many as fit into the memory of a gpu" in fitted.client_plan.reason
 
+    least = {s.name: s.memory for s in plan_stages(limit._chosen(dealt, 1, 1, fitted.expert_plan.stored))}
+
     def rest(name: str, clients: int, experts: int) -> float:
         """What half of the memory that is left by one at a time still has when so many run together."""
-        one = next(s for s in plan_stages(limit._chosen(dealt, 1, 1, fitted.expert_plan.stored)) if s.name == name).memory
+        one = least[name]
         return 0.5 * (room - one.needed) - (clients - 1) * one.activations - (experts - 1) * expert_bytes(fitted)
 
     mapped = ("warmup", "generators", "finetune")
@@ -274,13 +288,12 @@ def test_clients_that_fit_are_mapped_together_and_the_reason_names_the_backend(m
 
 
 def of_a_device(stage: Stage) -> Stage:
-    """The stage, which in its program asks its device for more than there is."""
+    """The stage, whose program asks its device for more working space than there is."""
 
     def run(*arguments: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
         state, losses = stage.run(*arguments)
-        start = arguments[4]
-        huge = jnp.sum(jax.lax.sort(jnp.full(TOO_MANY_FLOATS, 1.0 + start)))
-        return state, {name: loss + huge for name, loss in losses.items()}
+        huge = jnp.cumsum(jnp.broadcast_to(next(iter(losses.values())).ravel()[:1], (TOO_MANY_FLOATS,)))
+        return state, losses | {"huge": losses["discriminator_loss"] + huge[5]}
 
     return stage._replace(run=run)
 
@@ -296,7 +309,7 @@ def of_a_device_between_steps(stage: Stage) -> Stage:
 
 def of_the_host(stage: Stage) -> Stage:
     def host(inputs: PyTree, start: int) -> PyTree:
-        return stage.host(inputs, start) if start < 2 else np.zeros(2**60)
+        return stage.host(inputs, start) if start < 2 else np.zeros(2**56)
 
     return stage._replace(host=host)
 
@@ -330,8 +343,8 @@ def test_memory_that_runs_out_is_one_line_with_a_status_of_its_own_and_the_run_g
         assert text in error
     steps = {int(path.name) for path in (run_dir / "checkpoints" / name).iterdir() if path.name.isdigit()}
     assert max(steps, default=None) == step
-    assert train(tiny(), run_dir) == 0
-    assert_same_run(run_dir, finished)
+    assert train(tiny(), run_dir, stop_after=name) == 0
+    assert fingerprints(run_dir)[name] == fingerprints(finished)[name]
 
 
 def test_an_evaluation_without_memory_is_one_line_with_the_same_status(

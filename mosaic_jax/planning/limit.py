@@ -18,7 +18,8 @@ WITH_EXPERTS = ("experts", "meta", "distill", "finetune")  # while these run, st
 
 
 class Shortage(NamedTuple):
-    """text: what needs too much memory and what to change, in one line; refused: whether it is more than the user allows."""
+    """text: what needs too much memory and what to change, in one line; refused: more than the user allows, or a state that no
+    device can hold."""
 
     text: str
     refused: bool
@@ -97,12 +98,15 @@ def shortage(problem: Problem, stages: tuple[StagePlan, ...]) -> Shortage | None
                 said = f"memory.limit_gib={problem.config.memory.limit_gib:g}"
                 return Shortage(f"{said}: {needs}; raise the limit, or {change}", True)
             has = f"{'this machine' if jax.default_backend() == 'cpu' else 'a device'} has {human_bytes(there)}"
-            return Shortage(f"{needs}, and {has}; {change}", False)
+            # Activations are an estimate, a state is not. XLA's CPU client (jaxlib 0.10) waits for ever for the other outputs of a
+            # program one of whose outputs it cannot allocate, so this must not be tried.
+            return Shortage(f"{needs}, and {has}; {change}", first.memory.state > there)
     return None
 
 
 def check(problem: Problem, stages: tuple[StagePlan, ...], warn: Callable[[str], None]) -> None:
-    """Warns where a run is estimated to need more memory than there is; raises ConfigError for more than memory.limit_gib."""
+    """Warns where a run is estimated to need more memory than there is; raises ConfigError for more than memory.limit_gib, and
+    for a state that is more than there is."""
     short = shortage(problem, stages)
     if short is not None and short.refused:
         raise ConfigError(short.text)

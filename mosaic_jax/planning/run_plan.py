@@ -12,16 +12,18 @@ from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
 from mosaic_jax.planning.memory import capacity, judge_of
 from mosaic_jax.planning.stage_plans import StagePlan
 from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.trees import broadcast, num_bytes
 from mosaic_jax.types import PyTree, Variables
 
 
 class Network(NamedTuple):
-    """parameters, statistics: numbers in one copy (all copies of the expert bank); copies: who holds it."""
+    """parameters, statistics: numbers in one copy (all copies of the expert bank); copies: who holds it; bytes: of all copies."""
 
     name: str
     parameters: int
     statistics: int
     copies: str
+    bytes: int
 
 
 class RunPlan(NamedTuple):
@@ -56,24 +58,26 @@ def plan_run(config: Config) -> RunPlan:
 
 
 def _networks(problem: Problem, stages: list[str]) -> tuple[Network, ...]:
-    key, each = jax.random.key(0), f"{problem.num_clients}, one for each client"
+    key, clients = jax.random.key(0), problem.num_clients
+    each = f"{clients}, one for each client"
 
-    def network(name: str, variables: Variables, copies: str) -> Network:
-        return Network(name, _count(variables.params), _count(variables.batch_stats), copies)
+    def network(name: str, variables: Variables, copies: str, num: int) -> Network:
+        return Network(name, _count(variables.params), _count(variables.batch_stats), copies, num * num_bytes(variables))
 
-    found = [network("classifier", jax.eval_shape(problem.classifier.init, key), f"the global one and {each}")]
+    classifier = jax.eval_shape(problem.classifier.init, key)
+    found = [network("classifier", classifier, f"the global one and {each}", clients + 1)]
     if "auxiliary" in stages:
-        found.append(found[0]._replace(name="auxiliary classifier", copies=each))
+        found.append(network("auxiliary classifier", classifier, each, clients))
     if "generators" in stages:
         judge = judge_of(problem.config.generator, problem.classifier, problem.config.precision)
-        found.append(network("generator", jax.eval_shape(problem.generator.init, key), each))
-        found.append(network("discriminator", jax.eval_shape(judge.init, key), each))
+        found.append(network("generator", jax.eval_shape(problem.generator.init, key), each, clients))
+        found.append(network("discriminator", jax.eval_shape(judge.init, key), each, clients))
     if "experts" in stages:
         num, kind = _experts(problem)
-        parameters, statistics = num * found[0].parameters, num * found[0].statistics
-        found.append(Network("expert bank", parameters, statistics, f"{num} {kind}, counted together"))
+        bank = jax.eval_shape(lambda one: broadcast(one, num), classifier)
+        found.append(network("expert bank", bank, f"{num} {kind}, counted together", 1))
     if "meta" in stages:
-        found.append(network("meta model", Variables(jax.eval_shape(problem.meta_model.init, key), ()), "1"))
+        found.append(network("meta model", Variables(jax.eval_shape(problem.meta_model.init, key), ()), "1", 1))
     return tuple(found)
 
 

@@ -13,8 +13,8 @@ def show(plan: RunPlan, console: Console) -> None:
     """Prints networks, stages, state, memory and traffic; warns where the estimate is more than there is."""
     console.message(plan.title)
     console.table(
-        "networks (numbers in one copy)", ("network", "parameters ", "statistics ", "copies"),
-        [(n.name, f"{n.parameters:,}", f"{n.statistics:,}", n.copies) for n in plan.networks],
+        "networks (numbers in one copy)", ("network", "parameters ", "statistics ", "copies", "all copies "),
+        [(n.name, f"{n.parameters:,}", f"{n.statistics:,}", n.copies, human_bytes(n.bytes)) for n in plan.networks],
     )  # fmt: skip
     console.table(
         "stages", ("stage", "length ", "steps of a program ", "clients", "programs to compile"),
