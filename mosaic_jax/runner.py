@@ -197,9 +197,9 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
     for stage in stages:
         with naming_what_needs_memory(run.problem, stage.name):
             outputs[stage.name] = _run_stage(run, stage, outputs)
+            if stage.name == "generators":
+                _save_grid(run, outputs["generators"])
         done.append(stage.name)
-        if stage.name == "generators":
-            _save_grid(run, outputs["generators"])
         if stage.name == stop_after:
             break
     return outputs, done
@@ -327,13 +327,14 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     for stage in METHODS[config.method](problem):
         if not (run_dir / "checkpoints" / stage.name).is_dir():
             break
-        inputs = stage.inputs(outputs)
-        checkpoints = _checkpoints(problem, run_dir, stage)
-        restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
-        checkpoints.close()
-        if restored is None or restored[0] < stage.num_steps:
-            break
-        outputs[stage.name] = stage.output(restored[1], inputs)
+        with naming_what_needs_memory(problem, stage.name):
+            inputs = stage.inputs(outputs)
+            checkpoints = _checkpoints(problem, run_dir, stage)
+            restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
+            checkpoints.close()
+            if restored is None or restored[0] < stage.num_steps:
+                break
+            outputs[stage.name] = stage.output(restored[1], inputs)
     if not outputs:
         raise run_directory.missing(run_dir, "warmup")
     return problem, outputs

@@ -71,10 +71,12 @@ def choice(problem: Problem) -> tuple[str, ...]:
     clients, experts = problem.client_plan, problem.expert_plan
     lines = [f"clients are mapped {mapped(clients)}: {clients.reason}"]
     if problem.config.method == "mosaic":
-        held = "stored" if experts.stored else "recomputed from the clients' models as they run"
-        held = "mixed out of the clients' logits" if problem.config.experts == "logits" else held
         together = "one at a time" if experts.chunk == 1 else f"{experts.chunk} at a time"
-        lines.append(f"experts are {held}, {together}: {experts.reason}")
+        if problem.config.experts == "logits":
+            lines.append(f"experts are mixed out of the logits of the clients' models, which run {together}: experts=logits")
+        else:
+            held = "stored" if experts.stored else "recomputed from the clients' models as they run"
+            lines.append(f"experts are {held}, {together}: {experts.reason}")
     return tuple(lines)
 
 
