@@ -4,42 +4,59 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax import ops
 from mosaic_jax.models.layers import Linear
 
 xavier = nn.initializers.xavier_uniform()
 
 
+class Dropout(nn.Module):
+    """ops.dropout under a key of its own, with a ReLU before it where `relu`; if deterministic nothing but that ReLU."""
+
+    rate: float
+    relu: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0.0:
+            return jax.nn.relu(inputs) if self.relu else inputs
+        return (ops.relu_dropout if self.relu else ops.dropout)(inputs, self.make_rng("dropout"), self.rate)
+
+
 class Attention(nn.Module):
-    """Multi-head attention with packed q, k, v projections: queries f32[B, E, M], keys f32[B, E, M] -> f32[B, E, M]."""
+    """Multi-head attention over groups of `tokens` rows: queries, memory f32[B * tokens, M] -> f32[B * tokens, M].
+
+    The q, k and v projections are packed, as PyTorch's.
+    """
 
     num_heads: int
     dropout_rate: float
 
     @nn.compact
-    def __call__(self, queries: jax.Array, memory: jax.Array, deterministic: bool) -> jax.Array:
-        batch, tokens, width = queries.shape
+    def __call__(self, queries: jax.Array, memory: jax.Array, tokens: int, deterministic: bool) -> jax.Array:
+        width = queries.shape[-1]
         kernel = self.param("in_proj_kernel", lambda key, shape: xavier(key, shape), (width, 3 * width))
         bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * width,))
         weights = jnp.split(kernel, 3, axis=1)
         biases = jnp.split(bias, 3)
-        split = lambda x: x.reshape(batch, -1, self.num_heads, width // self.num_heads)  # noqa: E731
+        split = lambda x: x.reshape(-1, tokens, self.num_heads, width // self.num_heads)  # noqa: E731
         q, k, v = (split(x @ w + b) for x, w, b in zip((queries, memory, memory), weights, biases, strict=True))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / (width // self.num_heads) ** 0.5
-        attention = nn.Dropout(self.dropout_rate)(jax.nn.softmax(scores), deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention, v).reshape(batch, tokens, width)
+        attention = Dropout(self.dropout_rate)(jax.nn.softmax(scores), deterministic)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", attention, v).reshape(-1, width)
         return nn.Dense(width, kernel_init=xavier, name="out_proj")(mixed)
 
 
 class FeedForward(nn.Module):
-    """linear2(dropout(relu(linear1(x)))), hidden width `size`."""
+    """linear2(dropout(relu(linear1(x)))), hidden width `size`, on rows f32[N, M]."""
 
     size: int
     dropout_rate: float
 
     @nn.compact
     def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
-        hidden = jax.nn.relu(nn.Dense(self.size, kernel_init=xavier, name="linear1")(inputs))
-        hidden = nn.Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
+        hidden = nn.Dense(self.size, kernel_init=xavier, name="linear1")(inputs)
+        hidden = Dropout(self.dropout_rate, relu=True)(hidden, deterministic)
         return nn.Dense(inputs.shape[-1], kernel_init=xavier, name="linear2")(hidden)
 
 
@@ -54,19 +71,22 @@ class AttentionMeta(nn.Module):
 
     @nn.compact
     def __call__(self, expert_logits: jax.Array, deterministic: bool) -> jax.Array:
+        batch, experts, _ = expert_logits.shape
+
         def norm(name: str, inputs: jax.Array) -> jax.Array:
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)(inputs)
 
         def dropout(inputs: jax.Array) -> jax.Array:
-            return nn.Dropout(self.dropout_rate)(inputs, deterministic=deterministic)
+            return Dropout(self.dropout_rate)(inputs, deterministic)
 
         def attend(name: str, queries: jax.Array, memory: jax.Array) -> jax.Array:
-            return dropout(Attention(self.num_classes, self.dropout_rate, name=name)(queries, memory, deterministic))
+            return dropout(Attention(self.num_classes, self.dropout_rate, name=name)(queries, memory, experts, deterministic))
 
         def feed_forward(name: str, inputs: jax.Array) -> jax.Array:
             return dropout(FeedForward(self.feed_forward_size, self.dropout_rate, name=name)(inputs, deterministic))
 
-        tokens = Linear(self.expansion * self.num_classes, name="fc_expand")(expert_logits)
+        # Tokens are rows: over [B, E, M] XLA's CPU backend runs the products of the gradients in slower forms.
+        tokens = Linear(self.expansion * self.num_classes, name="fc_expand")(expert_logits.reshape(batch * experts, -1))
         memory = norm("encoder_norm1", tokens + attend("encoder_self_attn", tokens, tokens))
         memory = norm("encoder_norm2", memory + feed_forward("encoder_feed_forward", memory))
         memory = norm("encoder_norm", memory)
@@ -74,5 +94,5 @@ class AttentionMeta(nn.Module):
         hidden = norm("decoder_norm2", hidden + attend("decoder_multihead_attn", hidden, memory))
         hidden = norm("decoder_norm3", hidden + feed_forward("decoder_feed_forward", hidden))
         hidden = norm("decoder_norm", hidden)
-        pooled = {"sum": jnp.sum, "mean": jnp.mean}[self.pooling](hidden, axis=1)
+        pooled = {"sum": jnp.sum, "mean": jnp.mean}[self.pooling](hidden.reshape(batch, experts, -1), axis=1)
         return Linear(self.num_classes, name="fc")(pooled)

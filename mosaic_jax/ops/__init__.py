@@ -1,6 +1,7 @@
-"""Operations that are fast over the stacked weights of many clients."""
+"""Operations whose plain form is slow on some backend, most of them over the stacked weights of many clients."""
 
 from mosaic_jax.ops.convolution import conv2d, conv2d_transpose, lowering, set_lowering
+from mosaic_jax.ops.dropout import dropout, relu_dropout
 from mosaic_jax.ops.normalization import batch_norm_train
 
-__all__ = ["batch_norm_train", "conv2d", "conv2d_transpose", "lowering", "set_lowering"]
+__all__ = ["batch_norm_train", "conv2d", "conv2d_transpose", "dropout", "lowering", "relu_dropout", "set_lowering"]
