@@ -227,13 +227,17 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 2 a bad argument or setting; training adds 3, 130 and 143."""
+    """Runs one command and returns its exit status: 0 done, 2 a bad argument or setting, 4 out of memory; training adds 3, 130
+    and 143."""
     try:
         arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
         return arguments.run(arguments)
     except ConfigError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"error: {one_line(error) or 'out of memory'}", file=sys.stderr)
+        return 4
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader (`| head`) has gone: nothing is left to say, not even at interpreter exit

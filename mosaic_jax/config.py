@@ -192,10 +192,24 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MappingConfig:
-    client_chunk: int = setting(0, "clients mapped together on a device; 0 is all of them (on a CPU 1), 1 one at a time", low=0)
+    client_chunk: int = setting(
+        0, "clients mapped together on a device; 0 is as many as fit into its memory (on a CPU 1), 1 one at a time", low=0
+    )
     num_devices: int = setting(0, "devices of each process that share the clients; 0 is all, on a CPU one per core", low=0)
+    expert_chunk: int = setting(0, "class experts run together; 0 is as many as fit into memory (on a CPU 1)", low=0)
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
     convolution: str = setting("auto", "lowering of convolutions over stacked weights", choices=("auto", "grouped", "map"))
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    limit_gib: float = setting(
+        0.0, "GiB that a run may need on a device, on a CPU in all; refused if estimated at more; 0 is what there is", low=0.0
+    )
+    experts: str = setting(
+        "auto", "class experts: stored, or each recomputed from the clients' models and label counts when it runs; "
+        "auto stores them where they fit", choices=("auto", "stored", "recomputed"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +247,7 @@ class Config:
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mapping: MappingConfig = dataclasses.field(default_factory=MappingConfig)
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -285,6 +300,9 @@ REFERENCE: dict[str, Any] = {
     "finetune.client_learning_rate": 1e-4,
 }
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE}
+
+# Where and how the work is done, not what is computed: a run goes on with others than it began with.
+PLACEMENT = ("mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts")
 
 SOURCES = ("digits", "folder:PATH", "npz:PATH", "tfds:NAME")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,11 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """`name=old, not new` for every setting in which two configurations differ."""
+def differences(old: Config, new: Config, leave_out: Collection[str] = ()) -> list[str]:
+    """`name=old, not new` for every setting, but those left out, in which two configurations differ."""
     other = flatten(new)
-    return [f"{name}={show(value)}, not {show(other[name])}" for name, value in flatten(old).items() if value != other[name]]
+    differing = [(name, value) for name, value in flatten(old).items() if value != other[name] and name not in leave_out]
+    return [f"{name}={show(value)}, not {show(other[name])}" for name, value in differing]
 
 
 def describe(config: Config) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from mosaic_jax import processes
-from mosaic_jax.config import ConfigError, MappingConfig
+from mosaic_jax.config import ConfigError, MappingConfig, MemoryConfig
 from mosaic_jax.types import PyTree
 
 AXIS = "client"
@@ -31,6 +31,19 @@ class Plan(NamedTuple):
 
 
 ONE_DEVICE = Plan()
+ONE_AT_A_TIME = Plan(1)
+
+
+class ExpertPlan(NamedTuple):
+    """How class experts are held and run at the server.
+
+    stored: all K of them are held; otherwise each is made of the clients' models whenever it runs.
+    chunk: experts that run together, 1 is one after another. reason: why, in words.
+    """
+
+    stored: bool = True
+    chunk: int = 1
+    reason: str = ""
 
 
 def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
@@ -49,11 +62,12 @@ def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
         return
 
 
-def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
+def make_plan(mapping: MappingConfig, num_clients: int, fitting: int = 0) -> Plan:
     """The plan that `mapping.client_chunk` and `mapping.num_devices` ask for; 0 in either leaves it to us.
 
     Chosen by us: all devices of all processes, but no more than clients; on a CPU one client at a time, for one fills its
-    core, and all at once elsewhere. Raises ConfigError for more devices than a process has, and fewer clients than processes.
+    core, and elsewhere all at once, or those that fit. fitting: clients whose work fits a device's memory together, 0 where it is
+    not known. Raises ConfigError for more devices than a process has, and fewer clients than processes.
     """
     local = [jax.local_devices()]
     if processes.several():
@@ -65,12 +79,14 @@ def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
         raise ConfigError(f"partition.num_clients={num_clients}: fewer than the {len(local)} processes; start at most as many")
     backend = jax.default_backend()
     chunk, why = mapping.client_chunk, f"mapping.client_chunk={mapping.client_chunk}"
-    if chunk == 0:
-        chunk, why = (1, "a client fills its core") if backend == "cpu" else (0, f"a {backend} is filled by all clients at once")
     # One of each process in turn, so that every process has a part; then by process, neighbours of a ring beside one another.
     in_turn = zip_longest(*(own[: mapping.num_devices or len(own)] for own in local))
     asked = [device for devices in in_turn for device in devices if device is not None]
     used = sorted(asked[:num_clients], key=lambda device: device.process_index)
+    if chunk == 0:
+        chunk, why = (1, "a client fills its core") if backend == "cpu" else (0, f"a {backend} is filled by all clients at once")
+        if chunk == 0 and 0 < fitting < -(-num_clients // len(used)):
+            chunk, why = fitting, f"as many as fit into the memory of a {backend}"
     shared = f"mapping.num_devices={mapping.num_devices}" if mapping.num_devices else f"every device here ({here}) takes clients"
     shared += f", in each of {len(local)} processes" if len(local) > 1 else ""
     if len(used) < len(asked):
@@ -78,10 +94,28 @@ def make_plan(mapping: MappingConfig, num_clients: int) -> Plan:
     return Plan(chunk, tuple(used), f"{why}; {shared}")
 
 
+def make_expert_plan(mapping: MappingConfig, memory: MemoryConfig, num_experts: int, stored_fit: bool, fitting: int) -> ExpertPlan:
+    """How `memory.experts` and `mapping.expert_chunk` ask for experts to be held and run; auto and 0 leave it to us.
+
+    stored_fit: whether all of them fit into memory; fitting: experts that fit when they run together. Chosen by us: stored if
+    they fit; on a CPU one at a time, for one fills the machine, and elsewhere those that fit.
+    """
+    stored, why = memory.experts == "stored", f"memory.experts={memory.experts}"
+    if memory.experts == "auto":
+        stored, why = stored_fit, f"all {num_experts} {'fit' if stored_fit else 'do not fit'} into memory"
+    chunk, how, backend = mapping.expert_chunk, f"mapping.expert_chunk={mapping.expert_chunk}", jax.default_backend()
+    if chunk == 0 and backend == "cpu":
+        chunk, how = 1, "an expert fills the machine"
+    elif chunk == 0:
+        chunk, how = fitting, f"as many as fit into the memory of a {backend}"
+    return ExpertPlan(stored, min(chunk, num_experts), f"{why}; {how}")
+
+
 def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = ONE_DEVICE) -> Any:
     """Apply `fn(*mapped[i], *shared)` to every client i and stack the results.
 
-    mapped: tuple of pytrees with leading axis C; shared: tuple of pytrees given whole to each client.
+    mapped: tuple of pytrees with leading axis C; shared: tuple of pytrees given whole to each client. Class experts are mapped
+    here as well, on one device.
     Results of different plans agree to floating-point tolerance, not to the last bit.
     """
 

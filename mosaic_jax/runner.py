@@ -13,7 +13,7 @@ import numpy as np
 
 from mosaic_jax import ops, processes
 from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import config_hash
+from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
@@ -22,10 +22,11 @@ from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid
-from mosaic_jax.mapping import REPLICATED, bring_here, create_cpu_devices, make_plan, one_device, place, shardings
+from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
 from mosaic_jax.methods import METHODS
+from mosaic_jax.planning.limit import check, choice, fit, remedies
 from mosaic_jax.results import generated, results_of, save_samples
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
 
@@ -40,6 +41,10 @@ class Interrupted(Exception):
 
 class NonFiniteLoss(Exception):
     """A loss became NaN or infinite; the last checkpoint before it stands."""
+
+
+class OutOfMemory(MemoryError):
+    """A device or the machine has no memory left for a stage; its last checkpoint stands."""
 
 
 class _Run(NamedTuple):
@@ -71,6 +76,18 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
+@contextmanager
+def naming_what_needs_memory(problem: Problem, stage: str) -> Iterator[None]:
+    """Memory that runs out in the block, of the host or of a device, is an OutOfMemory that names the stage and what to change."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            asked = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")[:120]
+            raise OutOfMemory(f"{stage}: out of memory ({asked}); {remedies(problem, stage)}") from error
+        raise
+
+
 def train(
     config: Config,
     run_dir: Path,
@@ -86,8 +103,9 @@ def train(
     profile: a directory for a trace of one segment of each stage. signals: where a caller of several runs catches signals
     already; None catches them here.
 
-    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 130 / 143: interrupted by SIGINT /
-    SIGTERM, saved. Raises ConfigError for a directory of another configuration and for data that cannot be used.
+    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 4: out of memory. 130 / 143: interrupted
+    by SIGINT / SIGTERM, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and for
+    an estimate above memory.limit_gib.
     """
     processes.check_same(f"{config_hash(config)} {run_dir.name} {stop_after}")
     with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
@@ -99,7 +117,6 @@ def train(
         first = processes.is_first()
         with processes.together():
             problem = _problem(config, console)
-            make_plan(config.mapping, problem.num_clients)  # what it refuses leaves no run behind
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
                 run_directory.write_config(run_dir, config)
@@ -107,17 +124,22 @@ def train(
         run = _Run(problem, run_dir, log, console, signals, traces)
         try:
             outputs, done = _run_stages(run, stop_after)
+            if first:
+                with naming_what_needs_memory(problem, "evaluation"):
+                    results = results_of(problem, outputs, run_dir, done)
         except Interrupted as interrupted:
             console.message(f"stopped by {interrupted}; the same command resumes from {run_dir}")
             return interrupted.exit_status
         except NonFiniteLoss as failure:
             console.error(f"{failure}; the last checkpoint before it is kept in {run_dir / 'checkpoints'}")
             return 3
+        except OutOfMemory as failure:
+            console.error(f"{failure}; the last checkpoint is kept in {run_dir / 'checkpoints'}")
+            return 4
         finally:
             log.close()
         with processes.together():
             if first:
-                results = results_of(problem, outputs, run_dir, done)
                 run_directory.write_results(run_dir, results)
                 report = write_report(run_dir)
                 console.result_table(results)
@@ -128,7 +150,8 @@ def train(
 def evaluate(run_dir: Path, console: Console) -> dict[str, Any]:
     """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json."""
     problem, outputs = _restore(run_dir, console)
-    results = results_of(problem, outputs, run_dir, list(outputs))
+    with naming_what_needs_memory(problem, "evaluation"):
+        results = results_of(problem, outputs, run_dir, list(outputs))
     run_directory.write_results(run_dir, results)
     return results
 
@@ -156,6 +179,10 @@ def _problem(config: Config, console: Console) -> Problem:
     if config.method == "mosaic":
         for c in absent_classes(problem.label_counts):
             console.warning(f"no client holds class {problem.dataset.class_names[c]}: its expert is the global average")
+    problem, stages = fit(problem)
+    check(problem, stages, console.warning)
+    for line in choice(problem):
+        console.message(line)
     return problem
 
 
@@ -173,10 +200,11 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
         method = run.problem.config.method
         raise ConfigError(f"--stop-after {stop_after}: method {method} has no such stage; its stages are {', '.join(names)}")
     for stage in stages:
-        outputs[stage.name] = _run_stage(run, stage, outputs)
+        with naming_what_needs_memory(run.problem, stage.name):
+            outputs[stage.name] = _run_stage(run, stage, outputs)
+            if stage.name == "generators" and processes.is_first():
+                save_samples(run.problem, outputs["generators"], run.directory)
         done.append(stage.name)
-        if stage.name == "generators" and processes.is_first():
-            save_samples(run.problem, outputs["generators"], run.directory)
         if stage.name == stop_after:
             break
     return outputs, done
@@ -207,14 +235,6 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         raise
     finally:
         checkpoints.close()
-
-
-def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
-    """Where a stage's state, and what it reads, live while it runs: Shardings for `mapping.place`."""
-    if stage.sharding is None:
-        return one_device(), one_device()
-    plan = make_plan(problem.config.mapping, problem.num_clients)
-    return shardings(plan, stage.sharding, problem.num_clients), shardings(plan, REPLICATED, problem.num_clients)
 
 
 def jit_once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -320,13 +340,14 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     for stage in METHODS[config.method](problem):
         if not (run_dir / "checkpoints" / stage.name).is_dir():
             break
-        inputs = stage.inputs(outputs)
-        checkpoints = _checkpoints(problem, run_dir, stage)
-        restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
-        checkpoints.close()
-        if restored is None or restored[0] < stage.num_steps:
-            break
-        outputs[stage.name] = stage.output(restored[1], inputs)
+        with naming_what_needs_memory(problem, stage.name):
+            inputs = stage.inputs(outputs)
+            checkpoints = _checkpoints(problem, run_dir, stage)
+            restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
+            checkpoints.close()
+            if restored is None or restored[0] < stage.num_steps:
+                break
+            outputs[stage.name] = stage.output(restored[1], inputs)
     if not outputs:
         raise run_directory.missing(run_dir, "warmup")
     return problem, outputs

@@ -59,16 +59,19 @@ def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished
 def test_the_prototypes_that_the_meta_model_reads_are_at_most_those_planned(planned: RunPlan, finished: Path) -> None:
     problem, outputs = runner._restore(finished, Console(quiet=True))
     made = next(made for made in runner.METHODS["mosaic"](problem) if made.name == "meta")
-    assert 0 < num_bytes(made.inputs(outputs)) <= stage(planned, "meta").memory.inputs
+    made_of_prototypes = made.inputs(outputs)._replace(experts=())
+    assert 0 < num_bytes(made_of_prototypes) <= stage(planned, "meta").memory.inputs
 
 
 def test_one_program_is_planned_for_each_segment_validation_and_start(planned: RunPlan) -> None:
     programs = {found.name: found.programs for found in planned.stages}
     assert programs == {
         "warmup": ("start", "segment", "validation"), "generators": ("start", "segment"), "experts": ("start",),
-        "meta": ("start", "segment", "expert heads"), "distill": ("start", "segment", "histogram", "validation"),
+        "meta": ("start", "segment"), "distill": ("start", "segment", "histogram", "validation"),
         "finetune": ("start", "segment", "validation"),
     }  # fmt: skip
+    of_wide_features = plan_run(tiny(model={"width": 16}))
+    assert stage(of_wide_features, "meta").programs == ("start", "segment", "expert heads")
 
 
 def test_parameters_are_counted_as_everybody_counts_them() -> None:
@@ -118,8 +121,9 @@ def test_a_run_that_no_machine_can_hold_is_planned_and_warned_about(capsys: pyte
     error = capsys.readouterr().err
     assert error.startswith("warning: ")
     assert error.count("\n") == 1
-    assert "needs most, about" in error
-    assert "TiB; this machine has" in error
+    assert "warmup needs about 2.7 TiB (state " in error
+    assert ", and this machine has " in error
+    assert "lower prototypes.num_rounds or prototypes.keep_per_class" in error
 
 
 # --- the mapping and why ---

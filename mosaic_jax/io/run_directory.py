@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mosaic_jax import processes
-from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.config import PLACEMENT, Config, ConfigError
 from mosaic_jax.config_io import differences, load_json, save_json
 from mosaic_jax.io.metrics import read
 
@@ -27,7 +27,7 @@ def check(run_dir: Path, config: Config) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     if (run_dir / "config.json").exists():
-        differing = differences(load_json(run_dir / "config.json"), config)
+        differing = differences(load_json(run_dir / "config.json"), config, leave_out=PLACEMENT)
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
@@ -107,11 +107,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """config.json, once."""
-    if not (run_dir / "config.json").exists():
-        half = run_dir / "config.json.tmp"
-        save_json(config, half)
-        half.replace(run_dir / "config.json")
+    """config.json, as the run goes on."""
+    half = run_dir / "config.json.tmp"
+    save_json(config, half)
+    half.replace(run_dir / "config.json")
 
 
 def read_config(run_dir: Path) -> Config:

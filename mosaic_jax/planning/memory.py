@@ -1,5 +1,6 @@
 """An estimate of what a stage holds on its devices, from the shapes of its arrays."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,20 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.mapping import Plan
-from mosaic_jax.models import build_discriminator, classifier_as_discriminator
-from mosaic_jax.runner import placements
+from mosaic_jax.config import Config, GeneratorConfig, MetaConfig, ModelConfig
+from mosaic_jax.models import (
+    IMAGE_SHAPE,
+    build_classifier,
+    build_discriminator,
+    build_generator,
+    build_meta_model,
+    classifier_as_discriminator,
+)
 from mosaic_jax.stages.generators import needs_classifier
-from mosaic_jax.stages.problem import Problem, Stage
+from mosaic_jax.stages.problem import Problem, Stage, placements
 from mosaic_jax.trees import num_bytes
-from mosaic_jax.types import Discriminator, PyTree, Variables
+from mosaic_jax.types import Classifier, Discriminator, PyTree, Variables
 
 
 class Memory(NamedTuple):
     """Bytes on the first device while a stage runs, without the temporaries that XLA adds.
 
     state, inputs, data: what the program is given; activations: what the gradients of a step keep, of all clients that run
-    together; held: outputs of earlier stages and the data that the stages hold. machine: all devices together.
+    together, or what the experts that run together take, if that is more; held: outputs of earlier stages and the data that the
+    stages hold. machine: all devices together.
     """
 
     state: int
@@ -35,10 +43,15 @@ class Memory(NamedTuple):
     def device(self) -> int:
         return self.state + self.inputs + self.data + self.activations + self.held
 
+    @property
+    def needed(self) -> int:
+        """Bytes to compare with `capacity`: a CPU's devices share its memory."""
+        return self.machine if jax.default_backend() == "cpu" else self.device
 
-def stage_memory(problem: Problem, stage: Stage, clients: Plan, state: PyTree, inputs: PyTree, copied: int, held: int) -> Memory:
+
+def stage_memory(problem: Problem, stage: Stage, state: PyTree, inputs: PyTree, copied: int, held: int) -> Memory:
     """state, inputs: shapes; copied: bytes of the inputs that are not arrays of earlier outputs; held: see Memory."""
-    mapped = stage.sharding is not None
+    mapped, clients = stage.sharding is not None, problem.client_plan
     devices = max(len(clients.devices), 1) if mapped else 1
     own = -(-problem.num_clients // devices)
     at_once = min(clients.chunk or own, own) if mapped else 1
@@ -68,39 +81,79 @@ def _bytes_on_a_device(tree: PyTree, where: PyTree) -> int:
 
 def step_activations(problem: Problem, stage: Stage) -> int:
     """Bytes that the gradients of a step keep from the forward to the backward pass; of one client in a stage of clients."""
-    config, key = problem.config, jax.random.key(0)
-    classifier = jax.eval_shape(problem.classifier.init, key)
-
-    def floats(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    def of_classifier(batch_size: int) -> int:
-        images = floats(batch_size, config.data.image_size, config.data.image_size, 3)
-        return _kept_for_gradients(lambda v, x: problem.classifier.apply(v, x, True)[0], classifier, images)
-
-    def of_gan() -> int:
-        judge, batch_size = discriminator_of(problem), config.generator.batch_size
-        judges, generator = jax.eval_shape(judge.init, key), jax.eval_shape(problem.generator.init, key)
-
-        def judged(generator: Variables, noise: jax.Array, judges: Variables, classifier: Variables) -> tuple:
-            fake = problem.generator.apply(generator, noise, True)[0]
-            seen = (judge.apply(judges, fake, True)[0],)
-            return (*seen, problem.classifier.apply(classifier, fake, True)[0]) if needs_classifier(problem) else seen
-
-        images = floats(batch_size, config.data.image_size, config.data.image_size, 3)
-        of_both = 2 * _kept_for_gradients(lambda v, x: judge.apply(v, x, True)[0], judges, images)
-        noise = floats(batch_size, config.generator.latent_size)
-        return max(of_both, _kept_for_gradients(judged, generator, noise, judges, classifier))
-
-    def of_meta() -> int:
-        params, num = jax.eval_shape(problem.meta_model.init, key), problem.num_classes
-        logits = floats(config.meta.batch_size, num, num)
-        return _kept_for_gradients(lambda v, x: problem.meta_model.apply(v.params, x, key), Variables(params, ()), logits)
-
-    other = {"generators": of_gan, "meta": of_meta}
+    config, num_classes = problem.config, problem.num_classes
+    networks = config.model, num_classes, config.precision
+    if stage.name == "generators":
+        return _of_gan(config.generator, *networks, needs_classifier(problem))
+    if stage.name == "meta":
+        return _of_meta(config.meta, num_classes)
     if stage.name == "distill":
-        return of_classifier(problem.num_clients * config.distill.samples_per_client)
-    return other[stage.name]() if stage.name in other else of_classifier(config.warmup.batch_size)
+        student = _of_classifier(*networks, distill_images(config))
+        return max(student, problem.expert_plan.chunk * expert_bytes(problem))
+    return _of_classifier(*networks, config.warmup.batch_size)
+
+
+def distill_images(config: Config) -> int:
+    """Synthetic images of one step of distillation."""
+    return config.partition.num_clients * config.distill.samples_per_client
+
+
+def expert_bytes(problem: Problem) -> int:
+    """Bytes that one more expert takes while it runs on the images of a distillation step: its layers, and itself if it is
+    recomputed."""
+    config = problem.config
+    forward = _of_forward(config.model, problem.num_classes, config.precision, distill_images(config))
+    made = config.experts == "parameters" and not problem.expert_plan.stored
+    return forward + (num_bytes(jax.eval_shape(problem.classifier.init, jax.random.key(0))) if made else 0)
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _classifier(model: ModelConfig, num_classes: int, precision: str) -> tuple[Classifier, Variables]:
+    classifier = build_classifier(model, num_classes, precision)
+    return classifier, jax.eval_shape(classifier.init, jax.random.key(0))
+
+
+# Traced once for the sections of a configuration that they depend on: a run asks several times.
+@functools.cache
+def _of_classifier(model: ModelConfig, num_classes: int, precision: str, batch_size: int) -> int:
+    classifier, shapes = _classifier(model, num_classes, precision)
+    return _kept_for_gradients(lambda v, x: classifier.apply(v, x, True)[0], shapes, _floats(batch_size, *IMAGE_SHAPE))
+
+
+@functools.cache
+def _of_forward(model: ModelConfig, num_classes: int, precision: str, batch_size: int) -> int:
+    """What goes into the widest layer and what comes out of it."""
+    classifier, shapes = _classifier(model, num_classes, precision)
+    jaxpr = jax.make_jaxpr(lambda v, x: classifier.apply(v, x, False)[0])(shapes, _floats(batch_size, *IMAGE_SHAPE))
+    return 2 * max(num_bytes(variable.aval) for equation in jaxpr.eqns for variable in equation.outvars)
+
+
+@functools.cache
+def _of_gan(gan: GeneratorConfig, model: ModelConfig, num_classes: int, precision: str, with_classifier: bool) -> int:
+    classifier, classifier_shapes = _classifier(model, num_classes, precision)
+    judge, generator = judge_of(gan, classifier, precision), build_generator(gan, precision)
+    judges, generators = (jax.eval_shape(network.init, jax.random.key(0)) for network in (judge, generator))
+
+    def judged(generators: Variables, noise: jax.Array, judges: Variables, classifier_shapes: Variables) -> tuple:
+        fake = generator.apply(generators, noise, True)[0]
+        seen = (judge.apply(judges, fake, True)[0],)
+        return (*seen, classifier.apply(classifier_shapes, fake, True)[0]) if with_classifier else seen
+
+    images = _floats(gan.batch_size, *IMAGE_SHAPE)
+    of_both = 2 * _kept_for_gradients(lambda v, x: judge.apply(v, x, True)[0], judges, images)
+    noise = _floats(gan.batch_size, gan.latent_size)
+    return max(of_both, _kept_for_gradients(judged, generators, noise, judges, classifier_shapes))
+
+
+@functools.cache
+def _of_meta(meta: MetaConfig, num_classes: int) -> int:
+    model, key = build_meta_model(meta, num_classes, num_classes), jax.random.key(0)
+    params = Variables(jax.eval_shape(model.init, key), ())
+    logits = _floats(meta.batch_size, num_classes, num_classes)
+    return _kept_for_gradients(lambda v, x: model.apply(v.params, x, key), params, logits)
 
 
 def _kept_for_gradients(fn: Callable[..., Any], variables: Variables, *arguments: PyTree) -> int:
@@ -112,9 +165,6 @@ def _kept_for_gradients(fn: Callable[..., Any], variables: Variables, *arguments
     return num_bytes(jax.eval_shape(backward, variables, *arguments))
 
 
-def discriminator_of(problem: Problem) -> Discriminator:
+def judge_of(gan: GeneratorConfig, classifier: Classifier, precision: str) -> Discriminator:
     """What judges a generator's images: its own network, or the client's classifier."""
-    config = problem.config
-    if config.generator.discriminator == "separate":
-        return build_discriminator(config.generator, config.precision)
-    return classifier_as_discriminator(problem.classifier)
+    return build_discriminator(gan, precision) if gan.discriminator == "separate" else classifier_as_discriminator(classifier)

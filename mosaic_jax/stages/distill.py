@@ -35,7 +35,7 @@ class DistillInputs(NamedTuple):
 
 def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -> jax.Array:
     """The teacher that `distill.teacher` names: f32[B, 32, 32, 3] -> f32[B, K], without gradient."""
-    logits = predict_experts(problem.classifier, inputs.experts, images)
+    logits = predict_experts(problem, inputs.experts, images)
     if problem.config.distill.teacher == "expert_sum":
         return expert_sum(logits)
     return jax.lax.stop_gradient(mixture_logits(problem.meta_model, inputs.meta, logits))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.mapping import bring_here, for_each_client, make_plan
+from mosaic_jax.mapping import bring_here, for_each_client
 from mosaic_jax.stages.experts import Experts, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.evaluate import Predict, accuracy, confusion_matrix
@@ -75,7 +75,7 @@ def _client_summary(validation: np.ndarray, test: np.ndarray) -> dict[str, Any]:
 def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
     """Every client's model on its own validation and test share."""
     dataset, size = problem.dataset, problem.config.evaluation.batch_size
-    plan = make_plan(problem.config.mapping, problem.num_clients)._replace(devices=())
+    plan = problem.client_plan._replace(devices=())
 
     def counts(images: np.ndarray, labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
         longest = max(max(len(share) for share in shares), 1)
@@ -106,7 +106,7 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
             for name in ("global", "student", "finetuned") if name in models
         }  # fmt: skip
         if "experts" in models:
-            expert_logits = predict_experts(problem.classifier, models["experts"], decoded)
+            expert_logits = predict_experts(problem, models["experts"], decoded)
             logits["expert_sum"] = expert_sum(expert_logits)
             if "meta" in models:
                 logits["mixture"] = mixture_logits(problem.meta_model, models["meta"], expert_logits)

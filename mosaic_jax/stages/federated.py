@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from mosaic_jax.data.sampling import batch_indices, draw_cohort
-from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client, make_plan
+from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.evaluation import federated_validation
 from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
@@ -23,7 +23,8 @@ class FederatedState(NamedTuple):
     """global_: the server's model; clients: leaves [C, ...], the models sent in the last round of all clients, the received
     model before there is one; () where the last round is one of a cohort only.
 
-    prototypes: features f32[R, C, K, P, D], valid bool[R, C, K, P] of the last R rounds; R = 0 where none are asked for.
+    prototypes: features f32[R, C, K, P, D], valid bool[R, C, K, P] of the last R rounds, P of each class kept; R = 0 where none
+    are asked for.
     """
 
     global_: Variables
@@ -55,14 +56,13 @@ def federated_stage(
     """
     config, classifier = problem.config, problem.classifier
     optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
-    plan = make_plan(config.mapping, problem.num_clients)
-    num_clients = problem.num_clients
+    plan, num_clients = problem.client_plan, problem.num_clients
     cohort_size = config.warmup.clients_per_round or num_clients
     # Of nobody a model is kept beyond the round unless the last round has one of everybody.
     keep_clients = cohort_size == num_clients or num_prototype_rounds > 0
     sizes = jnp.asarray(problem.num_samples, jnp.float32)
-    shape = (num_prototype_rounds, num_clients, problem.num_classes, config.prototypes.per_class)
-    kept = config.prototypes.keep_per_class or config.prototypes.per_class
+    kept = min(config.prototypes.keep_per_class or config.prototypes.per_class, config.prototypes.per_class)
+    shape = (num_prototype_rounds, num_clients, problem.num_classes, kept)
 
     def init(inputs: PyTree) -> FederatedState:
         received = classifier.init(key_at(config.seed, "model")) if start_from is None else inputs
@@ -88,7 +88,7 @@ def federated_stage(
             key, features.reshape(-1, features.shape[-1]), labels[indices].reshape(-1),
             problem.num_classes, config.prototypes.per_class, config.prototypes.kmeans_steps,
         )  # fmt: skip
-        return found._replace(valid=found.valid & (jnp.arange(config.prototypes.per_class) < kept))
+        return Prototypes(found.features[:, :kept], found.valid[:, :kept])
 
     def run(
         state: FederatedState, inputs: PyTree, data: tuple, cohort: Cohort, start: jax.Array, stop: jax.Array

@@ -6,7 +6,7 @@ import numpy as np
 
 from mosaic_jax.data.augment import translate
 from mosaic_jax.data.sampling import batch_indices
-from mosaic_jax.mapping import SHARDED, for_each_client, make_plan
+from mosaic_jax.mapping import SHARDED, for_each_client
 from mosaic_jax.models import build_discriminator, classifier_as_discriminator
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
@@ -43,7 +43,7 @@ def auxiliary_stage(problem: Problem) -> Stage:
     optimizer = client_optimizer(config.generator.classifier_learning_rate, config.warmup.weight_decay)
     num_steps = steps_per_client(problem.num_samples, config.generator.classifier_num_epochs, batch_size)
     ids = np.arange(problem.num_clients)
-    plan = make_plan(config.mapping, problem.num_clients)
+    plan = problem.client_plan
 
     def init(inputs: PyTree) -> Variables:
         return for_each_client(lambda client: problem.classifier.init(client_key(key_at(config.seed, "auxiliary"), client)), (ids,))
@@ -90,7 +90,7 @@ def generators_stage(problem: Problem) -> Stage:
     num_steps = steps_per_client(np.array([len(r) for r in real]), gan.num_epochs, gan.batch_size, gan.num_steps)
     ids = np.arange(problem.num_clients)
     segment = config.mapping.segment_steps
-    plan = make_plan(config.mapping, problem.num_clients)
+    plan = problem.client_plan
     weights = inversion_weights(jnp.asarray(problem.num_samples), gan)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:

@@ -8,17 +8,29 @@ import numpy as np
 
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.rng import key_at
+from mosaic_jax.stages.experts import predict_heads
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
-from mosaic_jax.steps.experts import expert_head_logits
 from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step
 from mosaic_jax.types import PyTree
 
 
 class MetaInputs(NamedTuple):
-    """expert_logits: f32[N, E, K], the expert heads on all valid prototypes; labels: i32[N]."""
+    """expert_logits: f32[N, E, K], the expert heads on all valid prototypes; labels: i32[N].
 
-    expert_logits: jax.Array
+    Or, where `keeps_logits` says no, instead of expert_logits the prototypes f32[N, D] and the experts, whose heads run in every
+    step on its batch.
+    """
+
+    expert_logits: PyTree
     labels: jax.Array
+    features: PyTree = ()
+    experts: PyTree = ()
+
+
+def keeps_logits(problem: Problem) -> bool:
+    """Whether a prototype's E x K expert logits are no more numbers than its D features: 100 to 512 for 10 classes and ResNet-18,
+    but 10,000 to 512 for 100."""
+    return problem.num_classes**2 <= problem.classifier.feature_size
 
 
 def meta_stage(problem: Problem) -> Stage:
@@ -31,7 +43,9 @@ def meta_stage(problem: Problem) -> Stage:
         valid = np.asarray(prototypes.valid)
         features = np.asarray(prototypes.features)[valid]
         labels = np.broadcast_to(np.arange(problem.num_classes)[:, None], valid.shape)[valid].astype(np.int32)
-        logits = jax.jit(lambda heads, x: expert_head_logits(problem.classifier, heads, x))(outputs["experts"].heads, features)
+        if not keeps_logits(problem):
+            return MetaInputs((), jnp.asarray(labels), jnp.asarray(features), outputs["experts"])
+        logits = jax.jit(lambda experts, x: predict_heads(problem, experts, x))(outputs["experts"], features)
         return MetaInputs(logits, jnp.asarray(labels))
 
     def init(inputs: MetaInputs) -> MetaState:
@@ -51,7 +65,11 @@ def meta_stage(problem: Problem) -> Stage:
             state, losses = carry
             chosen = indices[t - start]
             key = key_at(config.seed, "meta", t)
-            state, info = meta_step(problem.meta_model, state, inputs.expert_logits[chosen], inputs.labels[chosen], key, meta)
+            if isinstance(inputs.expert_logits, tuple):
+                logits = predict_heads(problem, inputs.experts, inputs.features[chosen])
+            else:
+                logits = inputs.expert_logits[chosen]
+            state, info = meta_step(problem.meta_model, state, logits, inputs.labels[chosen], key, meta)
             return state, losses.at[t - start].set(info.loss)
 
         state, losses = jax.lax.fori_loop(start, stop, step, (state, jnp.zeros(segment)))

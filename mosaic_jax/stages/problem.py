@@ -11,6 +11,7 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.data.augment import crop_flip, decode
 from mosaic_jax.data.partition import partition
 from mosaic_jax.data.splits import label_counts, split
+from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
 from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Splits
 
@@ -19,7 +20,7 @@ class Problem(NamedTuple):
     """A configuration with its networks and its data dealt to clients.
 
     label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
-    partition_counts: i64[C, K] counts all images dealt, as papers print them.
+    partition_counts: i64[C, K] counts all images dealt, as papers print them. client_plan, expert_plan: how both are mapped.
     """
 
     config: Config
@@ -30,6 +31,8 @@ class Problem(NamedTuple):
     classifier: Classifier
     generator: Generator
     meta_model: MetaModel
+    client_plan: Plan
+    expert_plan: ExpertPlan
 
     @property
     def num_clients(self) -> int:
@@ -57,7 +60,10 @@ class Problem(NamedTuple):
 
 
 def build_problem(config: Config, dataset: Dataset) -> Problem:
-    """Deal the data to clients and build the networks. Raises ConfigError where a stage could not run."""
+    """Deal the data to clients, build the networks and plan their mapping, as if everything fitted into memory.
+
+    Raises ConfigError where a stage could not run.
+    """
     _check_cohort(config)
     dealt = partition(dataset.train_labels, config.partition, config.seed)
     splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
@@ -77,6 +83,8 @@ def build_problem(config: Config, dataset: Dataset) -> Problem:
         classifier=build_classifier(config.model, num_classes, config.precision),
         generator=build_generator(config.generator, config.precision),
         meta_model=build_meta_model(config.meta, num_classes, num_classes),
+        client_plan=make_plan(config.mapping, config.partition.num_clients),
+        expert_plan=make_expert_plan(config.mapping, config.memory, num_classes, stored_fit=True, fitting=num_classes),
     )
 
 
@@ -127,3 +135,11 @@ class Stage(NamedTuple):
     watch_every: int
     output: Callable[[PyTree, PyTree], PyTree]
     traffic: Callable[[PyTree], dict[str, int]]
+
+
+def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
+    """Where a stage's state, and what it reads, live while it runs: Shardings for jax.device_put."""
+    if stage.sharding is None:
+        return one_device(), one_device()
+    plan, num_clients = problem.client_plan, problem.num_clients
+    return shardings(plan, stage.sharding, num_clients), shardings(plan, REPLICATED, num_clients)

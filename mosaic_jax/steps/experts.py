@@ -1,8 +1,11 @@
 """Class experts out of client models, and their predictions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax.mapping import ONE_AT_A_TIME, Plan, for_each_client
 from mosaic_jax.types import Classifier, PyTree, Variables
 
 
@@ -23,19 +26,40 @@ def class_experts(clients: Variables, label_counts: jax.Array) -> Variables:
 
     clients: leaves f32[C, ...]; label_counts: [C, K] -> leaves f32[K, ...]. Source: paper's expert construction.
     """
-    weights = class_weights(label_counts)
+    return _mean(clients, class_weights(label_counts))
+
+
+def _mean(clients: Variables, weights: jax.Array) -> Variables:
+    """leaves f32[C, ...], weights f32[..., C] that sum to 1 -> leaves f32[..., ...]."""
     return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, axes=1), clients)
 
 
-def expert_logits(classifier: Classifier, experts: Variables, images: jax.Array) -> jax.Array:
-    """Every expert, run whole in eval mode on the same images: f32[B, 32, 32, 3] -> f32[B, E, K]."""
-    logits = jax.lax.map(lambda expert: classifier.apply(expert, images, False)[0], experts)
+def for_each_expert(
+    fn: Callable[[Variables], jax.Array], models: Variables, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME
+) -> jax.Array:
+    """`fn` of every expert, stacked: [E, ...].
+
+    models: the experts, leaves f32[E, ...]; or, with label_counts [C, K], the clients' models f32[C, ...] that each expert is
+    made of just before it runs, by `class_experts`' formula, so that the experts of one chunk are all that live at a time.
+    """
+    if isinstance(label_counts, tuple):
+        return for_each_client(fn, (models,), plan=plan)
+    return for_each_client(lambda weights, clients: fn(_mean(clients, weights)), (class_weights(label_counts),), (models,), plan)
+
+
+def expert_logits(
+    classifier: Classifier, models: Variables, images: jax.Array, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME
+) -> jax.Array:
+    """Every expert, run whole in eval mode on the same images: f32[B, 32, 32, 3] -> f32[B, E, K]; see `for_each_expert`."""
+    logits = for_each_expert(lambda expert: classifier.apply(expert, images, False)[0], models, label_counts, plan)
     return jax.lax.stop_gradient(jnp.swapaxes(logits, 0, 1))
 
 
-def expert_head_logits(classifier: Classifier, experts: Variables, features: jax.Array) -> jax.Array:
-    """Only the experts' linear heads, for prototypes: f32[B, D] -> f32[B, E, K]."""
-    logits = jax.lax.map(lambda expert: classifier.head(expert, features), experts)
+def expert_head_logits(
+    classifier: Classifier, models: Variables, features: jax.Array, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME
+) -> jax.Array:
+    """Only the experts' linear heads, for prototypes: f32[B, D] -> f32[B, E, K]; of recomputed experts only heads are made."""
+    logits = for_each_expert(lambda expert: classifier.head(expert, features), models, label_counts, plan)
     return jnp.swapaxes(logits, 0, 1)
 
 

@@ -99,7 +99,7 @@ def _stage(problem: Problem, row: Row) -> tuple[Stage, PyTree]:
     return distill_stage(problem), DistillInputs(
         start=jit_once(problem.classifier.init)(keys[0]),
         generators=several(problem.generator.init, keys[2 + NUM_CLASSES :]),
-        experts=Experts(experts, experts, ()),
+        experts=Experts(experts, ()),
         meta=jit_once(problem.meta_model.init)(keys[1]),
     )
 
