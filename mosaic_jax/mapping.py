@@ -38,11 +38,13 @@ class ExpertPlan(NamedTuple):
     """How class experts are held and run at the server.
 
     stored: all K of them are held; otherwise each is made of the clients' models whenever it runs.
-    chunk: experts that run together, 1 is one after another. reason: why, in words.
+    chunk: experts that run together, 1 is one after another. images: of a batch that an expert is given at once, 0 is all.
+    reason: why, in words.
     """
 
     stored: bool = True
     chunk: int = 1
+    images: int = 0
     reason: str = ""
 
 
@@ -108,7 +110,9 @@ def make_expert_plan(mapping: MappingConfig, memory: MemoryConfig, num_experts: 
         chunk, how = 1, "an expert fills the machine"
     elif chunk == 0:
         chunk, how = fitting, f"as many as fit into the memory of a {backend}"
-    return ExpertPlan(stored, min(chunk, num_experts), f"{why}; {how}")
+    # Activations of so few images stay in a core's cache: an eighth faster at ResNet-18 of width 16 and 320 images.
+    images = 32 if backend == "cpu" else 0
+    return ExpertPlan(stored, min(chunk, num_experts), images, f"{why}; {how}")
 
 
 def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = ONE_DEVICE) -> Any:
@@ -139,6 +143,19 @@ def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), p
         on_a_device, mesh=_mesh(plan), in_specs=(SHARDED, REPLICATED), out_specs=SHARDED, check_vma=False
     )(mapped if even else jax.tree.map(lambda x: x[places], mapped), shared)  # fmt: skip
     return results if even else jax.tree.map(lambda x: x[:num_clients], results)
+
+
+def in_groups(fn: Callable[[jax.Array], jax.Array], images: jax.Array, most: int) -> jax.Array:
+    """`fn(images)` by equal groups of at most `most` images, one after another, for an `fn` that takes each image for itself.
+
+    images: [B, ...] -> [B, ...]; whole where most is 0 and where equal groups would be less than half as large.
+    """
+    batch = images.shape[0]
+    size = next((size for size in range(min(most, batch), most // 2, -1) if batch % size == 0), batch)
+    if size == batch:
+        return fn(images)
+    results = jax.lax.map(fn, images.reshape(-1, size, *images.shape[1:]))
+    return results.reshape(-1, *results.shape[2:])
 
 
 def _mesh(plan: Plan) -> Mesh:

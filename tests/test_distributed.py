@@ -112,12 +112,17 @@ def relay(tmp_path_factory: pytest.TempPathFactory, tiny_arguments: list[str]) -
     return Relay(run_dir, stopped, left_off_at, handed_on, results)
 
 
+def said(ended: Ended) -> list[str]:
+    """Warnings and errors of ours: on a busy machine XLA writes of its own to the same stream."""
+    return [line for line in ended.err.splitlines() if line.startswith(("warning:", "error:", "Traceback"))]
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_saved_step(relay: Relay) -> None:
     assert [ended.status for ended in relay.stopped] == [143, 143], relay.stopped
     stage, step = relay.left_off_at
     assert (stage, step > 0) == ("warmup", True)
     assert relay.stopped[0].out.endswith(f"stopped by SIGTERM; the same command resumes from {relay.run_dir}")
-    assert [relay.stopped[1].out, *(ended.err for ended in relay.stopped)] == ["", "", ""]
+    assert [relay.stopped[1].out, *map(said, relay.stopped)] == ["", [], []]
 
 
 def test_processes_that_slurm_names_go_on_with_the_run_of_one_and_only_the_first_speaks(relay: Relay) -> None:
@@ -125,7 +130,7 @@ def test_processes_that_slurm_names_go_on_with_the_run_of_one_and_only_the_first
     assert "generators: from step 2 of 4" in relay.handed_on[0].out
     assert "2 processes" in relay.results["hardware"]
     assert relay.results["stages_done"] == ["warmup", "generators", "experts"]
-    assert [relay.handed_on[1].out, *(ended.err for ended in relay.handed_on)] == ["", "", ""]
+    assert [relay.handed_on[1].out, *map(said, relay.handed_on)] == ["", [], []]
     assert json.loads((relay.run_dir.parent / "seeds.json").read_text())["seeds"] == [0]
 
 

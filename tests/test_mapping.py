@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax.config import ConfigError, MappingConfig
-from mosaic_jax.mapping import REPLICATED, SHARDED, Plan, for_each_client, make_plan, one_device, shardings
+from mosaic_jax.mapping import REPLICATED, SHARDED, Plan, for_each_client, in_groups, make_plan, one_device, shardings
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.trees import stack
 
@@ -117,3 +117,19 @@ def test_a_plan_chosen_by_us_is_one_client_at_a_time_on_a_processor_and_shares_a
 def test_more_devices_than_there_are_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"mapping.num_devices=99: only \d+ here"):
         make_plan(MappingConfig(num_devices=99), 100)
+
+
+@pytest.mark.parametrize(("most", "calls"), [(0, [12]), (12, [12]), (20, [12]), (8, [6]), (4, [4]), (5, [4])])
+def test_groups_of_images_are_equal_and_their_results_in_order(most: int, calls: list[int]) -> None:
+    images, seen = jnp.arange(24.0).reshape(12, 2), []
+
+    def double(some: jax.Array) -> jax.Array:
+        seen.append(some.shape[0])
+        return 2 * some
+
+    np.testing.assert_array_equal(in_groups(double, images, most), 2 * images)
+    assert seen == calls
+
+
+def test_a_batch_that_has_no_fitting_groups_stays_whole() -> None:
+    assert "scan" not in str(jax.make_jaxpr(lambda images: in_groups(jnp.sin, images, 8))(jnp.zeros((13, 2))))

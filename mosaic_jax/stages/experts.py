@@ -29,11 +29,11 @@ class Experts(NamedTuple):
 
 def predict_experts(problem: Problem, experts: Experts, images: jax.Array) -> jax.Array:
     """Logits of every class expert on images: f32[B, 32, 32, 3] -> f32[B, E, K], in either mode of `experts`."""
-    plan = Plan(problem.expert_plan.chunk)
+    plan, group = Plan(problem.expert_plan.chunk), problem.expert_plan.images
     if problem.config.experts == "logits":
-        of_clients = expert_logits(problem.classifier, experts.models, images, plan=plan)
+        of_clients = expert_logits(problem.classifier, experts.models, images, plan=plan, group=group)
         return mix_client_logits(of_clients, experts.label_counts)
-    return expert_logits(problem.classifier, experts.models, images, experts.label_counts, plan)
+    return expert_logits(problem.classifier, experts.models, images, experts.label_counts, plan, group)
 
 
 def predict_heads(problem: Problem, experts: Experts, features: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.mapping import ONE_AT_A_TIME, Plan, for_each_client
+from mosaic_jax.mapping import ONE_AT_A_TIME, Plan, for_each_client, in_groups
 from mosaic_jax.types import Classifier, PyTree, Variables
 
 
@@ -48,10 +48,22 @@ def for_each_expert(
 
 
 def expert_logits(
-    classifier: Classifier, models: Variables, images: jax.Array, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME
+    classifier: Classifier,
+    models: Variables,
+    images: jax.Array,
+    label_counts: PyTree = (),
+    plan: Plan = ONE_AT_A_TIME,
+    group: int = 0,
 ) -> jax.Array:
-    """Every expert, run whole in eval mode on the same images: f32[B, 32, 32, 3] -> f32[B, E, K]; see `for_each_expert`."""
-    logits = for_each_expert(lambda expert: classifier.apply(expert, images, False)[0], models, label_counts, plan)
+    """Every expert, run whole in eval mode on the same images: f32[B, 32, 32, 3] -> f32[B, E, K]; see `for_each_expert`.
+
+    group: images that an expert is given at once, 0 is all.
+    """
+
+    def logits_of(expert: Variables) -> jax.Array:
+        return in_groups(lambda some: classifier.apply(expert, some, False)[0], images, group)
+
+    logits = for_each_expert(logits_of, models, label_counts, plan)
     return jax.lax.stop_gradient(jnp.swapaxes(logits, 0, 1))
 
 
