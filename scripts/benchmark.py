@@ -115,7 +115,12 @@ def measure_scale(rows: tuple[Row, ...], repeats: int) -> list[Result]:
 
 def run(rows: tuple[Row, ...], repeats: int) -> list[Result]:
     """Measure and print row after row."""
+    from mosaic_jax.config import MappingConfig
     from mosaic_jax.io.run_directory import hardware
+    from mosaic_jax.mapping import create_cpu_devices
+
+    # Before anything starts JAX, which would leave clients on one device.
+    create_cpu_devices(MappingConfig(), max(row.clients for row in rows))
 
     against = [row for row in rows if row.what != "scale"]
     version = ""

@@ -114,6 +114,14 @@ def test_scale_tells_the_cost_of_a_client_step_and_its_growth() -> None:
     assert "1.20 times" in lines[-1]
 
 
+def test_cores_become_devices_before_anything_starts_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr("mosaic_jax.mapping.create_cpu_devices", lambda mapping, num: order.append(f"devices for {num} clients"))
+    monkeypatch.setattr(benchmark, "measure_scale", lambda rows, repeats: order.append("measured") or [])
+    assert benchmark.run(chosen("scale", "scale-100"), 1) == []
+    assert order == ["devices for 100 clients", "measured"]
+
+
 def test_what_json_holds_can_be_written() -> None:
     record = json.loads(json.dumps(result([2.0], {"eager": [4.0]}).as_json()))
     assert (record["ratio"], record["torch_best"], record["images_per_pass"]) == (2.0, "eager", 1280)
