@@ -101,6 +101,11 @@ def classifier_as_discriminator(classifier: Classifier) -> Discriminator:
     return Discriminator(init=classifier.init, apply=apply)
 
 
+def judge_of(gan: GeneratorConfig, classifier: Classifier, precision: str) -> Discriminator:
+    """What judges a generator's images: its own network, or the client's classifier."""
+    return build_discriminator(gan, precision) if gan.discriminator == "separate" else classifier_as_discriminator(classifier)
+
+
 def build_meta_model(config: MetaConfig, num_classes: int, num_experts: int) -> MetaModel:
     """The attention meta model over E experts; dropout runs only when a key is given."""
     module = AttentionMeta(num_classes, config.expansion, config.feed_forward_size, config.dropout_rate, config.pooling)

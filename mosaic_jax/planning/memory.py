@@ -13,15 +13,14 @@ from mosaic_jax.config import Config, GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.models import (
     IMAGE_SHAPE,
     build_classifier,
-    build_discriminator,
     build_generator,
     build_meta_model,
-    classifier_as_discriminator,
+    judge_of,
 )
 from mosaic_jax.stages.generators import needs_classifier
 from mosaic_jax.stages.problem import Problem, Stage, placements
 from mosaic_jax.trees import num_bytes
-from mosaic_jax.types import Classifier, Discriminator, PyTree, Variables
+from mosaic_jax.types import Classifier, PyTree, Variables
 
 
 class Memory(NamedTuple):
@@ -163,8 +162,3 @@ def _kept_for_gradients(fn: Callable[..., Any], variables: Variables, *arguments
         return jax.vjp(lambda params: fn(variables._replace(params=params), *arguments), variables.params)[1]
 
     return num_bytes(jax.eval_shape(backward, variables, *arguments))
-
-
-def judge_of(gan: GeneratorConfig, classifier: Classifier, precision: str) -> Discriminator:
-    """What judges a generator's images: its own network, or the client's classifier."""
-    return build_discriminator(gan, precision) if gan.discriminator == "separate" else classifier_as_discriminator(classifier)

@@ -8,8 +8,9 @@ from mosaic_jax import ops
 from mosaic_jax.config import Config
 from mosaic_jax.io.datasets import load
 from mosaic_jax.mapping import Plan, create_cpu_devices
+from mosaic_jax.models import judge_of
 from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
-from mosaic_jax.planning.memory import capacity, judge_of
+from mosaic_jax.planning.memory import capacity
 from mosaic_jax.planning.stage_plans import StagePlan
 from mosaic_jax.stages.problem import Problem, build_problem
 from mosaic_jax.trees import broadcast, num_bytes

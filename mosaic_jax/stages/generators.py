@@ -7,7 +7,7 @@ import numpy as np
 from mosaic_jax.data.augment import translate
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.mapping import SHARDED, for_each_client
-from mosaic_jax.models import build_discriminator, classifier_as_discriminator
+from mosaic_jax.models import judge_of
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps.client_update import client_optimizer, sgd_step
@@ -85,7 +85,7 @@ def generators_stage(problem: Problem) -> Stage:
     """Every client's GAN for its own number of steps, the clients mapped; the output is what they upload, Variables [C, ...]."""
     config, gan = problem.config, problem.config.generator
     separate = gan.discriminator == "separate"
-    discriminator = build_discriminator(gan, config.precision) if separate else classifier_as_discriminator(problem.classifier)
+    discriminator = judge_of(gan, problem.classifier, config.precision)
     real = real_indices(problem)
     num_steps = steps_per_client(np.array([len(r) for r in real]), gan.num_epochs, gan.batch_size, gan.num_steps)
     ids = np.arange(problem.num_clients)
