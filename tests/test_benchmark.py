@@ -130,7 +130,7 @@ def test_what_json_holds_can_be_written() -> None:
 @pytest.mark.parametrize("theirs", [[1.0, 2.1], [1.0, np.nan], [1.0]])
 def test_losses_that_differ_stop_the_benchmark(theirs: list[float]) -> None:
     with pytest.raises(benchmark.Mismatch, match="resnet18-64: loss"):
-        benchmark.loss_error(result([], {}).row, {"loss": np.array([1.0, 2.0])}, {"loss": np.array(theirs)})
+        benchmark.loss_error(result([], {}).row, {"loss": np.array([1.0, 2.0])}, {"loss": np.array(theirs)}, untrained=False)
 
 
 @pytest.mark.parametrize("name", ["cnn-100", "meta", "scale-10000"])

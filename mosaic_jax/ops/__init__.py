@@ -1,8 +1,8 @@
 """Operations whose plain form is slow on some backend, most of them over the stacked weights of many clients."""
 
-from mosaic_jax.ops.convolution import chosen_lowering, conv2d, conv2d_transpose, lowering, set_lowering
+from mosaic_jax.ops.convolution import conv2d, conv2d_transpose
 from mosaic_jax.ops.dropout import dropout, relu_dropout
-from mosaic_jax.ops.native import one_core_each
+from mosaic_jax.ops.lowering import chosen_lowering, lowering, one_core_each, set_lowering
 from mosaic_jax.ops.normalization import batch_norm_train
 
 __all__ = [

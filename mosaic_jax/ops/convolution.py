@@ -9,9 +9,8 @@ reverse-mode derivative stays in this form. On a CPU with a C++ compiler the map
 still.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,37 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from mosaic_jax.config import ConfigError
 from mosaic_jax.ops import canonical, native
+from mosaic_jax.ops.lowering import chosen_lowering, is_native, is_shared
 
-LOWERINGS = ("auto", "grouped", "map", "native")
-_lowering = "auto"
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-def set_lowering(name: str) -> None:
-    """Choose how convolutions are lowered from now on (config field `mapping.convolution`); compiled functions keep theirs.
-
-    grouped: plain `lax.conv_general_dilated`, whose vmap over kernels is a grouped convolution. map: the forms of this module, one
-    client after another. native: the same with the C++ kernels of ops/native, for float32 on a CPU. auto: on a CPU native where
-    these are registered and map where not, grouped elsewhere, decided when a function is traced.
-    Raises ConfigError for another name.
-    """
-    global _lowering
-    if name not in LOWERINGS:
-        raise ConfigError(f"mapping.convolution = {name!r} is unknown; choose one of {', '.join(LOWERINGS)}")
-    _lowering = name
-
-
-@contextlib.contextmanager
-def lowering(name: str) -> Iterator[None]:
-    """`set_lowering(name)` for the functions traced inside a `with` block."""
-    before = _lowering
-    set_lowering(name)
-    try:
-        yield
-    finally:
-        set_lowering(before)
 
 
 def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -63,10 +35,9 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     height, width = images.shape[1:3]
     if min(height, width) + 2 * padding < size:
         raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
-    how = chosen_lowering()
-    if how == "grouped":
+    if chosen_lowering() == "grouped":
         return _plain_forward(images, kernel, stride, padding)
-    return _maps_of(how, canonical.Geometry(size, stride, padding, height, width), images.dtype).forward(images, kernel)
+    return _maps_of(canonical.Geometry(size, stride, padding, height, width), images.dtype).forward(images, kernel)
 
 
 def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -82,11 +53,9 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
     if min(height, width) < 1:
         raise ValueError(f"conv2d_transpose: padding {padding} leaves nothing of a kernel of {size} on images {images.shape}")
     backward_kernel = kernel.swapaxes(2, 3)
-    how = chosen_lowering()
-    if how == "grouped":
+    if chosen_lowering() == "grouped":
         return _plain_images(images, backward_kernel, stride, padding)
-    geometry = canonical.Geometry(size, stride, padding, height, width)
-    return _maps_of(how, geometry, images.dtype).to_images(images, backward_kernel)
+    return _maps_of(canonical.Geometry(size, stride, padding, height, width), images.dtype).to_images(images, backward_kernel)
 
 
 def _square(images: jax.Array, kernel: jax.Array) -> int:
@@ -95,15 +64,6 @@ def _square(images: jax.Array, kernel: jax.Array) -> int:
     if images.dtype != kernel.dtype:
         raise ValueError(f"convolution needs images and a kernel of one dtype, not {images.dtype} and {kernel.dtype}")
     return kernel.shape[0]
-
-
-def chosen_lowering() -> str:
-    """grouped, map or native: what convolutions that are traced now become."""
-    if _lowering != "auto":
-        return _lowering
-    if jax.default_backend() != "cpu":
-        return "grouped"
-    return "native" if native.is_registered() else "map"
 
 
 def _plain_forward(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -133,9 +93,9 @@ _PATCHES = (canonical.patches_forward, canonical.patches_to_images, canonical.pa
 _NATIVE = (native.forward, native.to_images, native.to_kernel)
 
 
-def _maps_of(how: str, geometry: canonical.Geometry, dtype: jnp.dtype) -> _Maps:
-    if how == "native" and dtype == jnp.float32 and not geometry.is_patches:
-        return _maps(_NATIVE, geometry, native.is_shared())
+def _maps_of(geometry: canonical.Geometry, dtype: jnp.dtype) -> _Maps:
+    if is_native(dtype) and not geometry.is_patches:
+        return _maps(_NATIVE, geometry, is_shared())
     return _maps(_PATCHES if geometry.is_patches else _OVERLAPPING, geometry)
 
 

@@ -16,7 +16,8 @@ class Row:
     """One piece of work.
 
     what: the command's WHAT; name: what `--only` takes; stage: the stage of `mosaic_jax.stages` that does it.
-    settings: dotted names and values, the defaults elsewhere; tolerance: of the losses against the twin's, relative.
+    settings: dotted names and values, the defaults elsewhere; tolerance: of the losses against the twin's, relative; first_tolerance:
+    the same of the very first step, where rounding has not met an optimizer yet.
     num_images: of the random training set; num_prototypes: what the meta model trains on.
     """
 
@@ -26,6 +27,7 @@ class Row:
     stage: str
     settings: dict[str, Any]
     tolerance: float = 1e-3
+    first_tolerance: float = 1e-4
     num_images: int = 50_000
     num_prototypes: int = 1_000
 
@@ -105,6 +107,8 @@ ROWS = (
     Row(
         "generator-step", "dcgan", "DCGAN, 10 clients x 64", "generators",
         {"partition.num_clients": 10, "generator.batch_size": 64, "mapping.segment_steps": 3},
+        # Adam's first steps go by the signs of gradients: the twin's own two memory formats come 7e-3 apart in six steps.
+        tolerance=2e-2,
     ),
     Row(
         "distill-step", "distill", "10 experts width 16, 320 images", "distill",

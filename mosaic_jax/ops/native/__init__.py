@@ -5,9 +5,7 @@ XLA's CPU kernels run at 50 to 80 GFLOP/s a core forward and need detours for bo
 them (io/native_library.py); where that cannot be, ops/canonical.py does the same work.
 """
 
-import contextlib
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -19,7 +17,6 @@ from mosaic_jax.ops.canonical import Geometry
 SOURCES = Path(__file__).parent
 _TARGETS = ("mosaic_forward", "mosaic_to_images", "mosaic_to_kernel")
 _registered = False
-_shared = True
 
 
 def register(library: Path) -> None:
@@ -39,22 +36,6 @@ def register(library: Path) -> None:
 def is_registered() -> bool:
     """Whether this process has a library."""
     return _registered
-
-
-def is_shared() -> bool:
-    """Whether functions traced now share one convolution among the cores."""
-    return _shared
-
-
-@contextlib.contextmanager
-def one_core_each() -> Iterator[None]:
-    """Functions traced inside a `with` block keep to their own core, for every core has such work of its own."""
-    global _shared
-    before, _shared = _shared, False
-    try:
-        yield
-    finally:
-        _shared = before
 
 
 def forward(geometry: Geometry, shared: bool, x: jax.Array, k: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@
 
 #include "threads.h"
 #include "tiles.h"
+#include "winograd.h"
 
 namespace mosaic {
 
@@ -47,6 +48,32 @@ inline void pack_kernel(const Geometry& g, bool transposed, const Grid& grid, co
             to[o] = transposed ? tap[(block.first + o) * c.in + t] : tap[t * c.out + block.first + o];
           for (int o = block.used(); o < block.width(); ++o) to[o] = 0;
         }
+      }
+    }
+  }
+}
+
+// U of Winograd's form, packed as [16][blocks of output channels][in][lanes].
+inline void pack_winograd(bool transposed, const Correlation& c, const float* kernel, float* to) {
+  const int64_t product = c.in * c.out;
+  for (int index = 0; index < num_blocks(c.out); ++index) {
+    const Channels block = block_of(c.out, index);
+    for (int64_t t = 0; t < c.in; ++t, to += block.width()) {
+      for (int v = 0; v < block.vectors; ++v) {
+        const int64_t first = block.first + v * kLanes;
+        Vector taps[3][3], u[4][4];
+        for (int i = 0; i < 3; ++i) {
+          for (int j = 0; j < 3; ++j) {
+            if (transposed) {
+              const float* tap = kernel + ((2 - i) * 3 + 2 - j) * product + t;
+              for (int o = 0; o < kLanes; ++o) taps[i][j][o] = tap[(first + o) * c.in];
+            } else {
+              taps[i][j] = load(kernel + (i * 3 + j) * product + t * c.out + first);
+            }
+          }
+        }
+        transform_taps(taps, u);
+        for (int i = 0; i < 16; ++i) store(to + i * product + v * kLanes, u[i / 4][i % 4]);
       }
     }
   }
@@ -129,16 +156,41 @@ inline void run_grid(const Correlation& c, const Grid& grid, const Frame& frame,
   }
 }
 
+// The one grid of `count` padded images in Winograd's form.
+inline void run_winograd(const Correlation& c, const Frame& frame, const float* in, int64_t count, const float* packed, float* out) {
+  const int64_t across = (c.out_width + 1) / 2, of_image = (c.out_height + 1) / 2 * across, line = frame.width * c.in;
+  const int64_t room = tiles_at_once(c.in);
+  float* v = scratch(2, 16 * room * c.in);
+  float* m = scratch(3, 16 * room * c.out);
+  for (int64_t first = 0; first < count * of_image; first += room) {
+    const int64_t tiles = std::min(room, count * of_image - first);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t image = (first + tile) / of_image, y = (first + tile) % of_image / across * 2, x = (first + tile) % across * 2;
+      transform_images(in + ((image * frame.height + y) * frame.width + x) * c.in, line, c.in, v + tile * c.in, room * c.in);
+    }
+    multiply(packed, v, tiles, room, c.in, c.out, m);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t image = (first + tile) / of_image, y = (first + tile) % of_image / across * 2, x = (first + tile) % across * 2;
+      transform_outputs(m + tile * c.out, room * c.out, c.out, out + ((image * c.out_height + y) * c.out_width + x) * c.out,
+                        c.out_width * c.out, std::min<int64_t>(2, c.out_height - y), std::min<int64_t>(2, c.out_width - x));
+    }
+  }
+}
+
 inline void correlate(ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel, float* out) {
-  const Frame frame = frame_of(c);
+  const bool winograd = suits_winograd(g.size, g.stride, c.in, c.out);
+  Frame frame = frame_of(c);
+  if (winograd) frame.height += c.out_height % 2, frame.width += c.out_width % 2;
   std::vector<int64_t> starts;
   int64_t weights = 0;
   for (const Grid& grid : c.grids) {
     starts.push_back(weights);
     weights += grid.rows * grid.columns * c.in * padded(c.out);
   }
+  if (winograd) weights = 16 * c.in * c.out;
   float* packed = scratch(0, weights);
-  for (size_t index = 0; index < c.grids.size(); ++index) pack_kernel(g, transposed, c.grids[index], c, kernel, packed + starts[index]);
+  if (winograd) pack_winograd(transposed, c, kernel, packed);
+  for (size_t index = 0; !winograd && index < c.grids.size(); ++index) pack_kernel(g, transposed, c.grids[index], c, kernel, packed + starts[index]);
 
   const bool padding = frame.top || frame.left || frame.height > c.height || frame.width > c.width;
   const Frame stored = padding ? frame : Frame{0, 0, c.height, c.width};
@@ -156,6 +208,7 @@ inline void correlate(ThreadPool* pool, const Geometry& g, bool transposed, cons
       pad_images(in, count, c.height, c.width, c.in, frame, framed);
       in = framed;
     }
+    if (winograd) return run_winograd(c, stored, in, count, packed, out + first * c.out_height * c.out_width * c.out);
     for (size_t each = 0; each < c.grids.size(); ++each) {
       if (c.grids[each].rows && c.grids[each].columns)
         run_grid(c, c.grids[each], stored, in, count, packed + starts[each], out + first * c.out_height * c.out_width * c.out);

@@ -38,7 +38,7 @@ ffi::Error ToKernel(ffi::ThreadPool pool, Array x, Array g, Result k, int64_t st
   return ffi::Error::Success();
 }
 
-auto bind() {
+auto bind_map() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
       .Arg<Array>()
@@ -51,6 +51,6 @@ auto bind() {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind_map());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind_map());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind_map());

@@ -1,0 +1,218 @@
+"""The C++ kernels against lax and the loop, on any number of threads, and what happens where they cannot be had."""
+
+import functools
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaic_jax.config import ConfigError
+from mosaic_jax.io import native_library
+from mosaic_jax.mapping import Plan, for_each_client
+from mosaic_jax.ops import canonical, chosen_lowering, conv2d, conv2d_transpose, lowering, native, one_core_each, set_lowering
+
+# (kernel size, stride, padding, image size, channels in, out): every network's layers small, odd edges, both of Winograd's sides.
+LAYERS = [
+    (3, 1, 1, 6, 3, 16), (3, 1, 1, 7, 16, 20), (3, 2, 1, 8, 16, 32), (3, 2, 1, 7, 5, 11), (4, 2, 1, 8, 3, 9), (1, 2, 0, 7, 8, 8),
+    (3, 1, 1, 4, 32, 64), (3, 1, 1, 5, 64, 32), (3, 1, 0, 6, 32, 32), (3, 1, 2, 3, 48, 32), (5, 3, 2, 6, 20, 24),
+    (2, 3, 0, 8, 4, 4), (3, 1, 1, 4, 300, 16), (3, 1, 1, 2, 512, 32),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _library() -> Iterator[None]:
+    try:
+        native.register(native_library.library())
+    except native_library.NoLibrary as reason:
+        pytest.skip(f"no C++ compiler that works: {reason}")
+    with lowering("native"):
+        yield
+
+
+def normal(seed: int, *shape: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def normal_kernel(size: int, channels: int, out: int) -> jax.Array:
+    """A kernel whose outputs are of the images' size, so that rounding is too."""
+    return normal(1, size, size, channels, out) / (size * channels**0.5)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def value_and_gradients(
+    how: str, alone: bool, transposed: bool, stride: int, padding: int, images: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, ...]:
+    function = conv2d_transpose if transposed else conv2d
+    with lowering(how):
+        if alone:
+            with one_core_each():
+                out, pullback = jax.vjp(functools.partial(function, stride=stride, padding=padding), images, kernel)
+                return out, *pullback(jnp.sin(out + 1))
+        out, pullback = jax.vjp(functools.partial(function, stride=stride, padding=padding), images, kernel)
+        return out, *pullback(jnp.sin(out + 1))
+
+
+def assert_close(actual: tuple[jax.Array, ...], expected: tuple[jax.Array, ...], tolerance: float = 5e-6) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        assert float(jnp.abs(a - e).max()) <= tolerance * float(jnp.abs(e).max())
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "length", "channels", "out"), LAYERS)
+def test_a_convolution_and_its_gradients_equal_lax(
+    size: int, stride: int, padding: int, length: int, channels: int, out: int
+) -> None:
+    images, kernel = normal(0, 33, length, length, channels), normal_kernel(size, channels, out)
+    actual, expected = (value_and_gradients(how, False, False, stride, padding, images, kernel) for how in ("native", "grouped"))
+    assert_close(actual, expected)
+
+
+def convolved(x: np.ndarray, k: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """conv2d by its definition, in float64."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size = k.shape[0]
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (1, 2))[:, ::stride, ::stride]
+    return np.einsum("nyxcij,ijco->nyxo", patches, k.astype(np.float64))
+
+
+@given(
+    size=st.integers(1, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), height=st.integers(1, 7), width=st.integers(1, 7),
+    batch=st.integers(1, 40), channels=st.sampled_from([1, 3, 16, 32, 35]), out=st.sampled_from([1, 3, 8, 32, 40]),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_any_convolution_is_its_definition_and_its_gradients_are_adjoint_to_it(
+    size: int, stride: int, padding: int, height: int, width: int, batch: int, channels: int, out: int, seed: int
+) -> None:
+    if min(height, width) + 2 * padding < size:
+        return
+    geometry = canonical.Geometry(size, stride, padding, height, width)
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(batch, height, width, channels)).astype(np.float32)
+    k = random.normal(size=(size, size, channels, out)).astype(np.float32)
+    expected = convolved(x, k, stride, padding)
+    g = random.normal(size=expected.shape).astype(np.float32)
+    scale = np.abs(expected).max() + 1e-6
+    np.testing.assert_allclose(native.forward(geometry, True, x, k), expected, rtol=0, atol=5e-6 * scale)
+    # <g, conv(x, k)> = <to_images(g, k), x> = <to_kernel(x, g), k> for every x, g and k.
+    product = np.vdot(g.astype(np.float64), expected)
+    size_of_sum = np.sqrt(g.size) * scale
+    for gradient, operand in ((native.to_images(geometry, True, g, k), x), (native.to_kernel(geometry, True, x, g), k)):
+        assert abs(np.vdot(np.asarray(gradient, np.float64), operand.astype(np.float64)) - product) <= 1e-5 * size_of_sum
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "length"), [(4, 2, 1, 4), (4, 1, 1, 4), (3, 1, 1, 5), (3, 2, 1, 4)])
+def test_a_transposed_convolution_and_its_gradients_equal_lax(size: int, stride: int, padding: int, length: int) -> None:
+    images, kernel = normal(0, 9, length, length, 32), normal_kernel(size, 32, 40)
+    both = (value_and_gradients(how, False, True, stride, padding, images, kernel) for how in ("native", "grouped"))
+    assert_close(*both)
+
+
+@pytest.mark.parametrize(("channels", "out"), [(16, 16), (32, 32), (3, 16), (128, 16)])
+def test_threads_change_no_bit(channels: int, out: int) -> None:
+    images, kernel = normal(0, 70, 6, 6, channels), normal(1, 3, 3, channels, out)
+    alone, shared = (value_and_gradients("native", alone, False, 1, 1, images, kernel) for alone in (True, False))
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
+def test_clients_under_vmap_equal_the_loop(axes: tuple[int | None, int | None]) -> None:
+    images, kernel = (normal(0, 3, 4, 6, 6, 5), normal(1, 3, 3, 3, 5, 7))
+    operands = [a if axis == 0 else a[0] for a, axis in zip((images, kernel), axes, strict=True)]
+    run = functools.partial(value_and_gradients, "native", True, False, 2, 1)
+    mapped = jax.vmap(run, in_axes=axes)(*operands)
+    for client in range(3):
+        own = run(*(a[client] if axis == 0 else a for a, axis in zip(operands, axes, strict=True)))
+        assert_close(tuple(each[client] for each in mapped), own, 1e-6)
+
+
+def test_a_loop_of_steps_equals_the_steps() -> None:
+    images, kernel = normal(0, 4, 6, 6, 16), 0.1 * normal(1, 3, 3, 16, 16)
+
+    def step(kernel: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return kernel - 0.01 * jax.grad(lambda k: jnp.mean(jnp.tanh(conv2d(images, k, padding=1)) ** 2))(kernel), None
+
+    looped = jax.jit(lambda k: jax.lax.scan(step, k, None, length=3)[0])(kernel)
+    one = jax.jit(lambda k: step(k, None)[0])
+    np.testing.assert_allclose(looped, one(one(one(kernel))), rtol=1e-5, atol=1e-7)
+
+
+def test_the_derivative_of_a_derivative_equals_that_of_lax() -> None:
+    images, kernel = normal(0, 2, 6, 6, 3), normal(1, 3, 3, 3, 4)
+
+    def penalty(k: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.sin(conv2d(x, k, stride=2, padding=1))))(x) ** 2)
+
+    found = []
+    for how in ("native", "grouped"):
+        with lowering(how):
+            found.append(jax.jit(lambda k, x: jax.grad(penalty, argnums=(0, 1))(k, x))(kernel, images))
+    assert_close(*found, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_other_dtypes_and_products_of_patches_are_left_to_xla(dtype: jnp.dtype) -> None:
+    with jax.enable_x64(dtype == jnp.float64):
+        images, kernel = normal(0, 2, 4, 4, 3, dtype=dtype), normal(1, 3, 3, 3, 4, dtype=dtype)
+        assert "ffi_call" not in str(jax.make_jaxpr(lambda x, k: conv2d(x, k, padding=1))(images, kernel))
+    images, kernel = normal(0, 2, 4, 4, 3), normal(1, 1, 1, 3, 4)
+    assert "ffi_call" not in str(jax.make_jaxpr(conv2d)(images, kernel))
+    assert "ffi_call" in str(jax.make_jaxpr(lambda x, k: conv2d(x, k, padding=1))(images, normal(1, 3, 3, 3, 4)))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_clients_with_a_core_each_keep_to_it(devices: int) -> None:
+    plan = Plan(1, tuple(jax.devices()[:devices]))
+    images, kernels = normal(0, 2, 4, 4, 3), normal(1, 2, 3, 3, 3, 4)
+    one = lambda k, x: conv2d(x, k, padding=1)  # noqa: E731
+    traced = str(jax.make_jaxpr(lambda k, x: for_each_client(one, (k,), (x,), plan))(kernels, images))
+    assert str(devices == 1) in traced.split("share", 1)[1][:12]
+
+
+def test_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = native_library.library()
+    commands: list[list[str]] = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options))
+    assert native_library.library() == kept
+    assert [command[1:] for command in commands] == [["--version"]]
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    fails = 'echo "module.cc:1: error: no such header" >&2; exit 1'
+    broken.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo broken 1.0 && exit 0\n{fails}\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(native_library.NoLibrary, match=r"error: no such header"):
+        native_library.library()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_without_a_compiler_auto_warns_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    warnings: list[str] = []
+    with lowering("auto"):
+        native_library.set_lowering("auto", warnings.append)
+        assert len(warnings) == 1
+        assert "CXX=/no/such/compiler is no program" in warnings[0]
+        assert "install g++" in warnings[0]
+    with pytest.raises(ConfigError, match=r"mapping.convolution=native: CXX=/no/such/compiler"):
+        native_library.set_lowering("native", warnings.append)
+
+
+def test_auto_is_native_once_the_kernels_are_there() -> None:
+    with lowering("auto"):
+        set_lowering("auto")
+        assert chosen_lowering() == "native"
+    with lowering("map"):
+        native_library.set_lowering("map", lambda text: pytest.fail(text))
+        assert chosen_lowering() == "map"
