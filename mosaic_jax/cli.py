@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic_jax import __version__
-from mosaic_jax.config import PRESETS, Config, ConfigError
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import describe, load_json, one_line, resolve, resolve_seeds
 from mosaic_jax.parser import Parser
+from mosaic_jax.presets import PRESETS
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console

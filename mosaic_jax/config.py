@@ -1,4 +1,4 @@
-"""The configuration: frozen, validated dataclasses and the presets; files and overrides are in config_io.
+"""The configuration: frozen, validated dataclasses; named values are in presets, files and overrides in config_io.
 
 Imports no JAX: the command line answers argument errors before JAX is loaded.
 """
@@ -47,12 +47,25 @@ class DataConfig:
 class PartitionConfig:
     kind: str = setting(
         "dirichlet_unbalanced", "how training images are dealt to clients",
-        choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced"),
+        choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced", "shards", "quantity_skew", "table"),
     )
-    alpha: float = setting(0.1, "Dirichlet concentration; smaller is more heterogeneous", low=1e-6)
+    alpha: float = setting(0.1, "Dirichlet concentration of three kinds; smaller is more heterogeneous", low=1e-6)
     num_clients: int = setting(10, "number of clients", low=1)
-    min_samples: int = setting(10, "dirichlet_unbalanced redraws until the smallest client has this many", low=1)
-    max_draws: int = setting(1000, "redraws before dirichlet_unbalanced gives up with an error", low=1)
+    min_samples: int = setting(
+        10, "dirichlet_unbalanced and quantity_skew redraw until the smallest client has this many images", low=1
+    )
+    max_draws: int = setting(1000, "draws before these two give up with an error", low=1)
+    repair: bool = setting(False, "these two draw once and move the fewest images that give every client min_samples")
+    shards_per_client: int = setting(2, "shards: label-sorted pieces of the training set that a client gets", low=1)
+    table: str = setting("", "table: a CSV file of client by class counts, as `mosaic-jax partition --out` writes it")
+    feature_rotation: float = setting(
+        0.0, "feature skew of any kind: degrees that the last client's images are turned, others evenly less; 0 is off",
+        low=0.0, high=360.0,
+    )
+    feature_noise: float = setting(
+        0.0, "feature skew of any kind: deviation of Gaussian noise at the last client, of pixels in [0, 1], others evenly less; "
+        "0 is off", low=0.0, high=10.0,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,53 +267,6 @@ class Config:
         validate(self)
 
 
-# The public code, exactly, where it differs from the method as intended, one field each, and its own rates and batch sizes after
-# the warm-up. Sizes of networks, numbers of rounds and server steps, and the warm-up stay the configuration's.
-REFERENCE: dict[str, Any] = {
-    "data.image_range": "normalized",
-    "warmup.order": "fixed",
-    "generator.num_epochs": 200,
-    "generator.batch_size": 64,
-    "generator.learning_rate": 2e-4,
-    "generator.beta1": 0.5,
-    "generator.beta2": 0.999,
-    "generator.discriminator": "separate",
-    "generator.classifier": "local",
-    "generator.classifier_num_epochs": 50,
-    "generator.classifier_batch_norm": "train",
-    "generator.entropy_weight": 0.0,
-    "generator.diversity_weight": 5.0,
-    "generator.inversion_weight": 0.0,
-    "generator.augment": "none",
-    "generator.real_target": 1.0,
-    "generator.real_classes": "without_class_0",
-    "generator.sampling_batch_norm": "eval",
-    "generator.ema": 0.0,
-    "prototypes.keep_per_class": 10,
-    "prototypes.num_rounds": 0,
-    "meta.batches_per_epoch": 1,
-    "meta.batch_size": 128,
-    "meta.learning_rate": 1e-3,
-    "meta.ema": 0.99,
-    "meta.feed_forward_size": 2048,
-    "meta.dropout_rate": 0.2,
-    "distill.teacher": "mixture",
-    "distill.samples_per_client": 32,
-    "distill.learning_rate": 1e-4,
-    "distill.schedule": "constant",
-    "distill.temperature": 1.0,
-    "distill.kl_weight": 0.8,
-    "distill.ce_weight": 0.2,
-    "distill.js_weight": 1.0,
-    "distill.js": "midpoint",
-    "distill.student_batch_norm": "eval",
-    "distill.ema": 0.0,
-    "distill.sample_weights": "uniform",
-    "distill.keep": "last",
-    "finetune.client_learning_rate": 1e-4,
-}
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE}
-
 # Where and how the work is done, not what is computed: a run goes on with others than it began with.
 PLACEMENT = ("mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts")
 
@@ -387,6 +353,8 @@ def validate(config: Config) -> None:
     kind, _, rest = source.partition(":")
     if source != "digits" and not (kind in ("folder", "npz", "tfds") and rest):
         raise ConfigError(f"data.source={source}: must be one of {', '.join(SOURCES)}")
+    if config.partition.kind == "table" and not config.partition.table:
+        raise ConfigError("partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv")
     cohort, num_clients = config.warmup.clients_per_round, config.partition.num_clients
     if cohort > num_clients:
         raise ConfigError(
