@@ -37,6 +37,7 @@ def build_parser() -> Parser:
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
+    partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, and write FILE.csv beside it")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
     for each in (train, plan, partition, config):
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
@@ -88,6 +89,14 @@ def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
     load_json(run_dir / "config.json")
     if checkpoints and not any((run_dir / "checkpoints").glob("*")):
         raise ConfigError(f"run directory {run_dir}: holds no checkpoints; run `mosaic-jax train` with this --run-dir first")
+
+
+def check_picture(out: Path) -> None:
+    """Raises ConfigError unless `--out` names a .png file in a directory that exists."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: must end in .png")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: the directory {out.parent} does not exist")
 
 
 def check_processes(arguments: argparse.Namespace) -> None:
@@ -183,10 +192,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     """`mosaic-jax sample RUN_DIR --out FILE.png`."""
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: must be at least 1")
-    if arguments.out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {arguments.out}: must end in .png")
-    if not arguments.out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {arguments.out}: the directory {arguments.out.parent} does not exist")
+    check_picture(arguments.out)
     check_run_dir(arguments.run_dir, checkpoints=True)
     from mosaic_jax import runner
 
@@ -211,13 +217,28 @@ def run_report(arguments: argparse.Namespace) -> int:
 def run_partition(arguments: argparse.Namespace) -> int:
     """`mosaic-jax partition --config FILE`."""
     config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
-    from mosaic_jax.data.partition import partition
+    out, prescribed = arguments.out, config.partition.table if config.partition.kind == "table" else ""
+    if out is not None:
+        check_picture(out)
+        if prescribed and out.with_suffix(".csv").absolute() == Path(prescribed).expanduser().absolute():
+            raise ConfigError(f"--out {out}: would write over partition.table={prescribed}; name another file")
+    from mosaic_jax.data.partition import describe, partition
+    from mosaic_jax.data.splits import label_counts
     from mosaic_jax.io import datasets
-    from mosaic_jax.io.console import label_count_table
+    from mosaic_jax.io.label_counts import read_table, summary, table, write_csv
 
     dataset = datasets.load(config.data.source, config.data.image_size)
-    dealt = partition(dataset.train_labels, config.partition, config.seed)
-    print(label_count_table(dealt.label_counts, dataset.class_names))
+    dealt = partition(dataset.train_labels, config.partition, config.seed, read_table(config.partition, dataset.class_names))
+    counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
+    title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"
+    print(f"{title}\n{table(counts, dataset.class_names)}\n{summary(counts, len(dataset.train_labels))}")
+    if out is not None:
+        from mosaic_jax.io.heat_map import heat_map
+        from mosaic_jax.io.samples import save_grid
+
+        save_grid(out, heat_map(counts, dataset.class_names, title))
+        write_csv(out.with_suffix(".csv"), counts, dataset.class_names)
+        print(f"{out}, {out.with_suffix('.csv')}: written")
     return 0
 
 

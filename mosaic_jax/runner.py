@@ -14,10 +14,12 @@ import numpy as np
 from mosaic_jax import ops, processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
+from mosaic_jax.data.partition import describe
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.datasets import load
+from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
@@ -170,11 +172,12 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 def _problem(config: Config, console: Console) -> Problem:
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
-    problem = build_problem(config, load(config.data.source, config.data.image_size))
+    dataset = load(config.data.source, config.data.image_size)
+    problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names))
     sizes = problem.num_samples
     console.message(
         f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "
-        f"{problem.num_classes} classes, {problem.num_clients} clients of {sizes.min()} to {sizes.max()} training images"
+        f"{problem.num_classes} classes; {describe(config.partition)}: {sizes.min()} to {sizes.max()} training images each"
     )
     if config.method == "mosaic":
         for c in absent_classes(problem.label_counts):

@@ -11,7 +11,8 @@ import pytest
 from mosaic_jax import cli
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import to_dict
-from mosaic_jax.io.console import Console, label_count_table
+from mosaic_jax.io.console import Console
+from mosaic_jax.io.label_counts import table
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -160,7 +161,7 @@ def test_evaluate_needs_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_label_count_table_is_aligned_and_has_totals() -> None:
-    lines = label_count_table([[1, 0], [230, 4]], ["cat", "dog"]).splitlines()
+    lines = table([[1, 0], [230, 4]], ["cat", "dog"]).splitlines()
     assert [line.split() for line in lines] == [
         ["client", "cat", "dog", "total"], ["0", "1", "0", "1"], ["1", "230", "4", "234"], ["total", "231", "4", "235"]
     ]

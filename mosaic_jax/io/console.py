@@ -216,14 +216,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def label_count_table(label_counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
-    """Clients by classes as aligned plain text, with totals of rows and columns; label_counts: integers [C, K]."""
-    counts = [[int(count) for count in row] for row in label_counts]
-    totals = [sum(column) for column in zip(*counts, strict=True)]
-    rows = [["client", *class_names, "total"]]
-    rows += [[str(client), *map(str, row), str(sum(row))] for client, row in enumerate(counts)]
-    rows.append(["total", *map(str, totals), str(sum(totals))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

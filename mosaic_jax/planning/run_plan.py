@@ -6,7 +6,9 @@ import jax
 
 from mosaic_jax import ops
 from mosaic_jax.config import Config
+from mosaic_jax.data.partition import describe
 from mosaic_jax.io.datasets import load
+from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.mapping import Plan, create_cpu_devices
 from mosaic_jax.models import judge_of
 from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
@@ -47,10 +49,11 @@ def plan_run(config: Config) -> RunPlan:
     """The plan of a run on this machine; raises ConfigError where training would, but for what does not fit into memory."""
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
-    problem, stages = fit(build_problem(config, load(config.data.source, config.data.image_size)))
+    dataset = load(config.data.source, config.data.image_size)
+    problem, stages = fit(build_problem(config, dataset, read_table(config.partition, dataset.class_names)))
     title = (
         f"{config.method}, seed {config.seed}: {config.data.source}, {len(problem.dataset.train_labels)} training images, "
-        f"{problem.num_classes} classes, {problem.num_clients} clients"
+        f"{problem.num_classes} classes, {describe(config.partition)}"
     )
     return RunPlan(
         title, _networks(problem, [stage.name for stage in stages]), stages, problem.client_plan, choice(problem), capacity(),

@@ -9,6 +9,7 @@ import numpy as np
 
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.data.augment import crop_flip, decode
+from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.partition import partition
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
@@ -21,11 +22,14 @@ class Problem(NamedTuple):
 
     label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
     partition_counts: i64[C, K] counts all images dealt, as papers print them. client_plan, expert_plan: how both are mapped.
+    Under feature skew the dataset's training images are those that the clients see, and client_test_images: u8[N, 32, 32, 3] the
+    test images as the client of each one's test share sees it; dataset.test_images, on which the server is judged, stay as read.
     """
 
     config: Config
     dataset: Dataset
     splits: Splits
+    client_test_images: np.ndarray
     partition_counts: np.ndarray
     label_counts: np.ndarray
     classifier: Classifier
@@ -59,13 +63,13 @@ class Problem(NamedTuple):
         return jnp.asarray(self.dataset.train_images), jnp.asarray(self.dataset.train_labels)
 
 
-def build_problem(config: Config, dataset: Dataset) -> Problem:
+def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = None) -> Problem:
     """Deal the data to clients, build the networks and plan their mapping, as if everything fitted into memory.
 
-    Raises ConfigError where a stage could not run.
+    table: integers [C, K], what `partition.table` holds. Raises ConfigError where a stage could not run.
     """
     _check_cohort(config)
-    dealt = partition(dataset.train_labels, config.partition, config.seed)
+    dealt = partition(dataset.train_labels, config.partition, config.seed, table)
     splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
     num_classes = len(dataset.class_names)
     for client, indices in enumerate(splits.train):
@@ -76,8 +80,11 @@ def build_problem(config: Config, dataset: Dataset) -> Problem:
         raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
     return Problem(
         config=config,
-        dataset=dataset,
+        dataset=dataset._replace(
+            train_images=skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
+        ),
         splits=splits,
+        client_test_images=skew(dataset.test_images, splits.test, config.partition, config.seed, "test"),
         partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
         label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
         classifier=build_classifier(config.model, num_classes, config.precision),

@@ -37,10 +37,12 @@ def partition(labels: np.ndarray, config: PartitionConfig, seed: int, table: np.
 
 def describe(config: PartitionConfig) -> str:
     """A partition in words, with the settings that its kind looks at: `10 clients, dirichlet_unbalanced, alpha 0.1`."""
+    alpha = f", alpha {config.alpha:g}"
+    repaired = f", repaired to at least {config.min_samples} images" if config.repair else ""
     of_kind = {
-        "dirichlet_unbalanced": f", alpha {config.alpha:g}",
-        "dirichlet_balanced": f", alpha {config.alpha:g}",
-        "quantity_skew": f", alpha {config.alpha:g}",
+        "dirichlet_unbalanced": alpha + repaired,
+        "dirichlet_balanced": alpha,
+        "quantity_skew": alpha + repaired,
         "shards": f", {config.shards_per_client} a client",
         "table": f" {config.table}",
     }.get(config.kind, "")
