@@ -217,28 +217,11 @@ def run_report(arguments: argparse.Namespace) -> int:
 def run_partition(arguments: argparse.Namespace) -> int:
     """`mosaic-jax partition --config FILE`."""
     config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
-    out, prescribed = arguments.out, config.partition.table if config.partition.kind == "table" else ""
-    if out is not None:
-        check_picture(out)
-        if prescribed and out.with_suffix(".csv").absolute() == Path(prescribed).expanduser().absolute():
-            raise ConfigError(f"--out {out}: would write over partition.table={prescribed}; name another file")
-    from mosaic_jax.data.partition import describe, partition
-    from mosaic_jax.data.splits import label_counts
-    from mosaic_jax.io import datasets
-    from mosaic_jax.io.label_counts import read_table, summary, table, write_csv
+    if arguments.out is not None:
+        check_picture(arguments.out)
+    from mosaic_jax.io.partition_view import show_partition
 
-    dataset = datasets.load(config.data.source, config.data.image_size)
-    dealt = partition(dataset.train_labels, config.partition, config.seed, read_table(config.partition, dataset.class_names))
-    counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
-    title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"
-    print(f"{title}\n{table(counts, dataset.class_names)}\n{summary(counts, len(dataset.train_labels))}")
-    if out is not None:
-        from mosaic_jax.io.heat_map import heat_map
-        from mosaic_jax.io.samples import save_grid
-
-        save_grid(out, heat_map(counts, dataset.class_names, title))
-        write_csv(out.with_suffix(".csv"), counts, dataset.class_names)
-        print(f"{out}, {out.with_suffix('.csv')}: written")
+    show_partition(config, arguments.out)
     return 0
 
 

@@ -31,7 +31,9 @@ def partition(labels: np.ndarray, config: PartitionConfig, seed: int, table: np.
             return quantity_skew(labels, clients, alpha, seed, *minimum)
     if table is None or len(table) != clients:
         rows = 0 if table is None else len(table)
-        raise ConfigError(f"partition.num_clients={clients}: partition.table={config.table} has {rows}; set num_clients={rows}")
+        raise ConfigError(
+            f"partition.num_clients={clients}: partition.table={config.table} has {rows} clients; set partition.num_clients={rows}"
+        )
     return fixed(labels, table, seed)
 
 
