@@ -19,7 +19,7 @@ from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.datasets import load
-from mosaic_jax.io.label_counts import read_table
+from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
@@ -121,7 +121,10 @@ def train(
             problem = _problem(config, console)
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
+                clients = as_csv(problem.partition_counts, problem.dataset.class_names)
+                run_directory.check_partition(run_dir, clients)
                 run_directory.write_config(run_dir, config)
+                run_directory.write_text(run_dir / "partition.csv", clients)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
         run = _Run(problem, run_dir, log, console, signals, traces)
         try:
@@ -339,6 +342,7 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     """The problem and the outputs of every finished stage of a run, nothing trained."""
     config = run_directory.read_config(run_dir)
     problem = _problem(config, console)
+    run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
     outputs: Outputs = {}
     for stage in METHODS[config.method](problem):
         if not (run_dir / "checkpoints" / stage.name).is_dir():

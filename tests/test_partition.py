@@ -251,7 +251,8 @@ def test_ten_thousand_clients_are_dealt_and_split_in_seconds(kind):
     split(result, labels, 10_000, 0.1, 0)
     assert dealt - started < 2.0
     assert time.process_time() - dealt < 2.0
-    assert_deals_out_every_image_once(result, labels, 10_000)
+    np.testing.assert_array_equal(np.sort(np.concatenate(result.client_indices)), np.arange(60_000))
+    assert len(result.client_indices) == 10_000 and min(map(len, result.client_indices)) >= 5
 
 
 def test_a_partition_is_described_by_the_settings_that_its_kind_looks_at():

@@ -13,7 +13,7 @@ from mosaic_jax import cli, runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.heat_map import EMPTY, heat_map
-from mosaic_jax.io.label_counts import read_csv, summary, table, write_csv
+from mosaic_jax.io.label_counts import as_csv, read_csv, summary, table
 from mosaic_jax.planning.run_plan import plan_run
 
 NAMES = ["cat", "dog, wet", 'the "owl"']
@@ -24,11 +24,10 @@ GOOD = "client,cat,dog,owl\n0,1,2,3\n1,0,0,4\n"
 @given(counts=st.lists(st.lists(st.integers(0, 10**9), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_label_counts_are_read_back_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, counts: list[list[int]]) -> None:
     path = tmp_path_factory.mktemp("csv") / "t.csv"
-    write_csv(path, np.array(counts), NAMES)
+    path.write_text(as_csv(np.array(counts), NAMES), encoding="utf-8")
     read = read_csv(path, NAMES)
     assert read.dtype == np.int64
     np.testing.assert_array_equal(read, counts)
-    assert [file.name for file in path.parent.iterdir()] == ["t.csv"]
 
 
 def test_a_table_written_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
@@ -137,6 +136,15 @@ def test_the_partition_command_writes_a_picture_and_a_table_that_deals_the_same_
     assert (tmp_path / "one.csv").read_bytes() == before
 
 
+def test_feature_skew_is_drawn_as_the_clients_see_it(tmp_path: Path, tiny_arguments: list[str]) -> None:
+    for name, noise in (("plain", 0), ("noisy", 1)):
+        set_to = ["partition.feature_rotation=360", f"partition.feature_noise={noise}"]
+        assert cli.main(["partition", "--out", str(tmp_path / f"{name}.png"), *tiny_arguments, *set_to]) == 0
+    plain, noisy = (np.asarray(Image.open(tmp_path / f"{name}.images.png"), int) for name in ("plain", "noisy"))
+    by_client = [rows.std() for rows in np.array_split(noisy - plain, 3)]
+    assert 0 < by_client[0] < by_client[1] < by_client[2]
+
+
 @pytest.mark.parametrize(("name", "message"), [("one.jpg", "must end in .png"), ("nowhere/one.png", "does not exist")])
 def test_a_picture_that_cannot_be_written_is_refused_first(
     tmp_path: Path, tiny_arguments: list[str], capsys: pytest.CaptureFixture[str], name: str, message: str
@@ -149,7 +157,7 @@ def test_a_picture_that_cannot_be_written_is_refused_first(
 def test_a_run_and_its_plan_deal_the_clients_what_the_table_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = np.zeros((3, 10), int)
     counts[0, :5], counts[1, 5:], counts[2] = 8, 9, 4
-    write_csv(tmp_path / "t.csv", counts, [str(k) for k in range(10)])
+    (tmp_path / "t.csv").write_text(as_csv(counts, [str(k) for k in range(10)]))
     of_table = {"kind": "table", "table": str(tmp_path / "t.csv"), "feature_noise": 0.1}
     config = tiny(method="fedavg", partition=of_table)
     np.testing.assert_array_equal(runner._problem(config, Console()).partition_counts, counts)

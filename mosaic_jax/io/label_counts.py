@@ -1,6 +1,7 @@
 """Label counts of clients: as text for the terminal, and as the CSV file that `partition.table` reads back."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,18 +61,17 @@ def summary(label_counts: np.ndarray, num_images: int) -> str:
     return f"{dealt}; images of a client {spread[0]}; classes of a client {spread[1]}"
 
 
-def write_csv(path: Path, label_counts: np.ndarray, class_names: Sequence[str]) -> None:
-    """A row `client,CLASS,CLASS,...`, then a row for each client, whole or not at all; `read_csv` reads it back."""
-    half = path.with_name(f"{path.name}.tmp")
-    with half.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["client", *class_names])
-        writer.writerows([client, *row] for client, row in enumerate(np.asarray(label_counts).tolist()))
-    half.replace(path)
+def as_csv(label_counts: np.ndarray, class_names: Sequence[str]) -> str:
+    """A row `client,CLASS,CLASS,...`, then a row for each client; `read_csv` reads it back."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["client", *class_names])
+    writer.writerows([client, *row] for client, row in enumerate(np.asarray(label_counts).tolist()))
+    return text.getvalue()
 
 
 def read_csv(path: Path, class_names: Sequence[str]) -> np.ndarray:
-    """The label counts i64[C, K] of a file as `write_csv` writes it.
+    """The label counts i64[C, K] of a file that holds what `as_csv` gives.
 
     Raises ConfigError, one line with the file, its line and the remedy, for anything else.
     """

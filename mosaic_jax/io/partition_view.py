@@ -1,20 +1,26 @@
-"""What `mosaic-jax partition` shows: the table of label counts, and on request its picture and its CSV file."""
+"""What `mosaic-jax partition` shows: the table of label counts, and on request pictures and a CSV file."""
 
 from pathlib import Path
 
+import numpy as np
+
 from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.partition import describe, partition
 from mosaic_jax.data.splits import label_counts
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import heat_map
-from mosaic_jax.io.label_counts import read_table, summary, table, write_csv
-from mosaic_jax.io.samples import save_grid
+from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
+from mosaic_jax.io.run_directory import write_text
+from mosaic_jax.io.samples import image_grid, save_grid
+
+SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
 
 def show_partition(config: Config, out: Path | None) -> None:
-    """Prints how the training images are dealt; out: where a heat map goes, and the CSV file beside it, or None.
+    """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None.
 
-    Raises ConfigError where the partition cannot be made, and where the CSV file would be written over the table it is made of.
+    Under feature skew images of up to ten clients, as they see them, go beside it as well, to `.images.png`. Raises ConfigError where the partition cannot be made, and where the CSV file would be written over the table it is made of.
     """
     prescribed = config.partition.table if config.partition.kind == "table" else ""
     if out is not None and prescribed and out.with_suffix(".csv").resolve() == Path(prescribed).expanduser().resolve():
@@ -26,5 +32,11 @@ def show_partition(config: Config, out: Path | None) -> None:
     print(title, table(counts, dataset.class_names), summary(counts, len(dataset.train_labels)), sep="\n")
     if out is not None:
         save_grid(out, heat_map(counts, dataset.class_names, title))
-        write_csv(out.with_suffix(".csv"), counts, dataset.class_names)
+        write_text(out.with_suffix(".csv"), as_csv(counts, dataset.class_names))
         print(f"written: {out}, {out.with_suffix('.csv')}")
+    if out is not None and (config.partition.feature_rotation or config.partition.feature_noise):
+        seen = skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
+        shown = np.unique(np.linspace(0, config.partition.num_clients - 1, SHOWN_CLIENTS).astype(int))
+        rows = np.stack([seen[np.resize(dealt.client_indices[client], SHOWN_IMAGES)] for client in shown])
+        save_grid(out.with_suffix(".images.png"), image_grid(rows, [f"client {client}" for client in shown]))
+        print(f"written: {out.with_suffix('.images.png')}")

@@ -113,6 +113,16 @@ def write_config(run_dir: Path, config: Config) -> None:
     half.replace(run_dir / "config.json")
 
 
+def check_partition(run_dir: Path, label_counts: str) -> None:
+    """Raises ConfigError where partition.csv, of the run's start, holds other label counts than the text of those dealt now."""
+    path = run_dir / "partition.csv"
+    if path.exists() and path.read_text(encoding="utf-8") != label_counts:
+        raise ConfigError(
+            f"--run-dir {run_dir}: its run began with other clients ({path}) than the data and the partition give now; "
+            "restore them, or name another directory"
+        )
+
+
 def read_config(run_dir: Path) -> Config:
     """The configuration of a run; raises ConfigError where there is none."""
     if not (run_dir / "config.json").exists():
