@@ -54,18 +54,22 @@ class PartitionConfig:
     min_samples: int = setting(
         10, "dirichlet_unbalanced and quantity_skew redraw until the smallest client has this many images", low=1
     )
-    max_draws: int = setting(1000, "draws before these two give up with an error", low=1)
-    repair: bool = setting(False, "these two draw once and move the fewest images that give every client min_samples")
+    max_draws: int = setting(1000, "draws without min_samples at every client that end in an error", low=1)
+    repair: bool = setting(False, "instead of redrawing, move the fewest images that give every client min_samples")
     shards_per_client: int = setting(2, "shards: label-sorted pieces of the training set that a client gets", low=1)
     table: str = setting("", "table: a CSV file of client by class counts, as `mosaic-jax partition --out` writes it")
     feature_rotation: float = setting(
-        0.0, "feature skew of any kind: degrees that the last client's images are turned, others evenly less; 0 is off",
+        0.0, "degrees that the last client's images are turned, whatever the kind, client i of C by i / C of it; 0 is off",
         low=0.0, high=360.0,
     )
     feature_noise: float = setting(
-        0.0, "feature skew of any kind: deviation of Gaussian noise at the last client, of pixels in [0, 1], others evenly less; "
-        "0 is off", low=0.0, high=10.0,
+        0.0, "deviation of Gaussian noise on the last client's images, of pixels in [0, 1], client i of C by i / C of it; 0 is off",
+        low=0.0, high=10.0,
     )  # fmt: skip
+
+    @property
+    def has_feature_skew(self) -> bool:
+        return self.feature_rotation > 0 or self.feature_noise > 0
 
 
 @dataclasses.dataclass(frozen=True)

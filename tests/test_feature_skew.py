@@ -14,8 +14,7 @@ from mosaic_jax.stages.problem import build_problem
 from mosaic_jax.types import Variables
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (30, 32, 32, 3)).astype(np.uint8)
-GREY = np.full((400, 16, 16, 3), 128, np.uint8)
-COLOURED = GREY + np.array([0, 0, 1], np.uint8)
+COLOURED = np.full((400, 16, 16, 3), 128, np.uint8) + np.array([0, 0, 1], np.uint8)
 CLIENTS = [np.arange(client, 28, 4) for client in range(4)]  # four clients; the last two images are nobody's
 
 
@@ -62,9 +61,10 @@ def test_noise_grows_evenly_with_the_client_and_has_the_deviation_asked_for() ->
 
 
 def test_a_grey_image_stays_grey() -> None:
-    noisy = skewed(GREY, [np.arange(400)], noise=0.2)
+    grey = np.repeat(IMAGES[..., :1], 3, axis=-1)
+    noisy = skewed(grey, [np.arange(30)], rotation=33.0, noise=0.2)
     assert (noisy == noisy[..., :1]).all()
-    assert noisy.std() > 40
+    assert (noisy != skewed(grey, [np.arange(30)], rotation=33.0)).mean() > 0.5
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 30])

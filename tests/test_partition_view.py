@@ -11,11 +11,15 @@ from PIL import Image
 
 from mosaic_jax import cli, runner
 from mosaic_jax.config import ConfigError
+from mosaic_jax.config_io import load_config_file
+from mosaic_jax.data.partition import partition
 from mosaic_jax.io.console import Console
+from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import EMPTY, heat_map
 from mosaic_jax.io.label_counts import as_csv, read_csv, summary, table
 from mosaic_jax.planning.run_plan import plan_run
 
+ROOT = Path(__file__).parent.parent
 NAMES = ["cat", "dog, wet", 'the "owl"']
 GOOD = "client,cat,dog,owl\n0,1,2,3\n1,0,0,4\n"
 
@@ -124,11 +128,12 @@ def test_the_partition_command_writes_a_picture_and_a_table_that_deals_the_same_
     assert cli.main(["partition", "--out", str(out), *tiny_arguments, *kind]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "digits: 5 clients, dirichlet_unbalanced, alpha 0.1, seed 0"
-    assert printed[-2].startswith("all 1438 training images; ")
+    assert printed[-3].startswith("all 1438 training images; ")
+    assert printed[-2].startswith("dealt in ")
     assert Image.open(out).format == "PNG"
     again = ["partition.kind=table", f"partition.table={tmp_path / 'one.csv'}", "partition.num_clients=5"]
     assert cli.main(["partition", "--out", str(tmp_path / "two.png"), *tiny_arguments, *again]) == 0
-    assert capsys.readouterr().out.splitlines()[1:-1] == printed[1:-1]
+    assert capsys.readouterr().out.splitlines()[1:-2] == printed[1:-2]
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     before = (tmp_path / "one.csv").read_bytes()
     assert cli.main(["partition", "--out", str(out), *tiny_arguments, *again]) == 2
@@ -143,6 +148,12 @@ def test_feature_skew_is_drawn_as_the_clients_see_it(tmp_path: Path, tiny_argume
     plain, noisy = (np.asarray(Image.open(tmp_path / f"{name}.images.png"), int) for name in ("plain", "noisy"))
     by_client = [rows.std() for rows in np.array_split(noisy - plain, 3)]
     assert 0 < by_client[0] < by_client[1] < by_client[2]
+
+
+def test_the_table_in_the_readme_is_that_of_the_quickstart() -> None:
+    config = load_config_file(ROOT / "configs" / "digits.py")
+    dealt = partition(load("digits", 32).train_labels, config.partition, config.seed)
+    np.testing.assert_array_equal(read_csv(ROOT / "configs" / "partition.csv", list("0123456789")), dealt.label_counts)
 
 
 @pytest.mark.parametrize(("name", "message"), [("one.jpg", "must end in .png"), ("nowhere/one.png", "does not exist")])

@@ -33,15 +33,6 @@ def rotate(image: jax.Array, degrees: jax.Array) -> jax.Array:
     return (1 - lower) * above + lower * below
 
 
-def add_noise(key: jax.Array, image: jax.Array, deviation: jax.Array) -> jax.Array:
-    """Adds Gaussian noise of a deviation on the scale of [0, 1], its own for each pixel and channel; grey images stay grey.
-
-    image: f32[H, W, 3] in 0..255; deviation: f32[]. Returns f32[H, W, 3], beyond 0..255 where the noise leads there.
-    """
-    noise = 255.0 * deviation * jax.random.normal(key, image.shape)
-    return image + jnp.where(jnp.all(image == image[..., :1]), noise[..., :1], noise)
-
-
 def skew(
     images: np.ndarray, client_indices: Sequence[np.ndarray], config: PartitionConfig, seed: int, name: str,
     at_once: int = IMAGES_AT_ONCE,
@@ -49,15 +40,16 @@ def skew(
     """The images as the clients that hold them see them.
 
     Client i of C (from 0) has the share (i + 1) / C of the last client's skew: its images are turned by
-    `feature_rotation` * share degrees, then get noise of deviation `feature_noise` * share, and are cut to 0..255 and rounded.
-    An image's noise is drawn once, from the seed, `name` and its position alone: whoever looks at it sees the same, whatever
-    at_once. Images of no client stay as they are, and so do all, without a copy or a program, where both settings are 0.
+    `feature_rotation` * share degrees, then get Gaussian noise of deviation `feature_noise` * share on the scale of [0, 1], its
+    own for each pixel and channel (grey images stay grey), and are cut to 0..255 and rounded. An image's noise is drawn once,
+    from the seed, `name` and its position alone: whoever looks at it sees the same, whatever at_once. Images of no client stay
+    as they are, and so do all, without a copy or a program, where both settings are 0.
 
     images: u8[N, H, W, 3]; client_indices: C integer arrays of positions, disjoint; name: of the set of images. Returns the same
     shape and dtype. Source: Li et al. 2022 (NIID-Bench, arXiv 2102.02079), noise-based feature skew, level sigma * i / N of party
     i = 1..N taken as a deviation, as in its public code; turned images of clients: Ghosh et al. 2020 (IFCA, arXiv 2006.04088).
     """
-    if not config.feature_rotation and not config.feature_noise:
+    if not config.has_feature_skew:
         return images
     shares = np.zeros(len(images), np.float32)
     for client, indices in enumerate(client_indices):
@@ -68,7 +60,9 @@ def skew(
         if config.feature_rotation:
             changed = rotate(changed, config.feature_rotation * share)
         if config.feature_noise:
-            changed = add_noise(key_at(seed, f"feature_noise_{name}", position), changed, config.feature_noise * share)
+            noise = jax.random.normal(key_at(seed, f"feature_noise_{name}", position), image.shape)
+            changed += 255.0 * config.feature_noise * share * noise
+        changed = jnp.where(jnp.all(image == image[..., :1]), changed[..., :1], changed)
         return jnp.rint(jnp.clip(changed, 0, 255)).astype(jnp.uint8)
 
     mapped = jax.jit(lambda arrays: jax.lax.map(lambda args: one(*args), arrays, batch_size=at_once))

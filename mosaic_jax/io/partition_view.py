@@ -1,5 +1,6 @@
 """What `mosaic-jax partition` shows: the table of label counts, and on request pictures and a CSV file."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,26 @@ SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 def show_partition(config: Config, out: Path | None) -> None:
     """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None.
 
-    Under feature skew images of up to ten clients, as they see them, go beside it as well, to `.images.png`. Raises ConfigError where the partition cannot be made, and where the CSV file would be written over the table it is made of.
+    Under feature skew, images of up to ten clients as they see them go beside it as well, to `.images.png`. Raises ConfigError
+    where the partition cannot be made, and where the CSV file would be written over the table it is made of.
     """
-    prescribed = config.partition.table if config.partition.kind == "table" else ""
-    if out is not None and prescribed and out.with_suffix(".csv").resolve() == Path(prescribed).expanduser().resolve():
-        raise ConfigError(f"--out {out}: would write over partition.table={prescribed}; name another file")
+    file = config.partition.table if config.partition.kind == "table" else ""
+    if out is not None and file and out.with_suffix(".csv").resolve() == Path(file).expanduser().resolve():
+        raise ConfigError(f"--out {out}: would write over partition.table={file}; name another file")
     dataset = load(config.data.source, config.data.image_size)
-    dealt = partition(dataset.train_labels, config.partition, config.seed, read_table(config.partition, dataset.class_names))
+    prescribed = read_table(config.partition, dataset.class_names)
+    started = time.perf_counter()
+    dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed)
+    seconds = time.perf_counter() - started
     counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
     title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"
     print(title, table(counts, dataset.class_names), summary(counts, len(dataset.train_labels)), sep="\n")
+    print(f"dealt in {seconds:.2f} s")
     if out is not None:
         save_grid(out, heat_map(counts, dataset.class_names, title))
         write_text(out.with_suffix(".csv"), as_csv(counts, dataset.class_names))
         print(f"written: {out}, {out.with_suffix('.csv')}")
-    if out is not None and (config.partition.feature_rotation or config.partition.feature_noise):
+    if out is not None and config.partition.has_feature_skew:
         seen = skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
         shown = np.unique(np.linspace(0, config.partition.num_clients - 1, SHOWN_CLIENTS).astype(int))
         rows = np.stack([seen[np.resize(dealt.client_indices[client], SHOWN_IMAGES)] for client in shown])
