@@ -59,11 +59,11 @@ class PartitionConfig:
     shards_per_client: int = setting(2, "shards: label-sorted pieces of the training set that a client gets", low=1)
     table: str = setting("", "table: a CSV file of client by class counts, as `mosaic-jax partition --out` writes it")
     feature_rotation: float = setting(
-        0.0, "degrees that the last client's images are turned, whatever the kind, client i of C by i / C of it; 0 is off",
+        0.0, "degrees that the last client's images are turned, the i-th of C clients by i / C of it; 0 is off",
         low=0.0, high=360.0,
     )
     feature_noise: float = setting(
-        0.0, "deviation of Gaussian noise on the last client's images, of pixels in [0, 1], client i of C by i / C of it; 0 is off",
+        0.0, "deviation of Gaussian noise on the last client's images, of pixels in [0, 1], on the i-th of C by i / C of it; 0 is off",
         low=0.0, high=10.0,
     )  # fmt: skip
 

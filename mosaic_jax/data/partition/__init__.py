@@ -29,12 +29,14 @@ def partition(labels: np.ndarray, config: PartitionConfig, seed: int, table: np.
             return shards(labels, clients, config.shards_per_client, seed)
         case "quantity_skew":
             return quantity_skew(labels, clients, alpha, seed, *minimum)
-    if table is None or len(table) != clients:
-        rows = 0 if table is None else len(table)
-        raise ConfigError(
-            f"partition.num_clients={clients}: partition.table={config.table} has {rows} clients; set partition.num_clients={rows}"
-        )
-    return fixed(labels, table, seed)
+        case "table" if table is not None:
+            if len(table) != clients:
+                raise ConfigError(
+                    f"partition.num_clients={clients}: partition.table={config.table} has {len(table)} clients; "
+                    f"set partition.num_clients={len(table)}"
+                )
+            return fixed(labels, table, seed)
+    raise ValueError(f"partition.kind={config.kind!r} is no kind, or its table of label counts is not given")
 
 
 def describe(config: PartitionConfig) -> str:
