@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
-    partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, write FILE.csv beside it")
+    partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, and write FILE.csv beside it")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
     for each in (train, plan, partition, config):
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")

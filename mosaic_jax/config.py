@@ -63,7 +63,7 @@ class PartitionConfig:
         low=0.0, high=360.0,
     )
     feature_noise: float = setting(
-        0.0, "deviation of Gaussian noise on the last client's images, of pixels in [0, 1], on the i-th of C by i / C of it; 0 is off",
+        0.0, "deviation of Gaussian noise on the last client's pixels in [0, 1], the i-th of C clients by i / C of it; 0 is off",
         low=0.0, high=10.0,
     )  # fmt: skip
 

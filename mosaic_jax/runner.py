@@ -177,7 +177,7 @@ def _problem(config: Config, console: Console) -> Problem:
     ops.set_lowering(config.mapping.convolution)
     dataset = load(config.data.source, config.data.image_size)
     if config.partition.has_feature_skew:
-        console.message("feature skew: the clients' images are turned and made noisy, once")
+        console.message("feature skew: turning the clients' images or making them noisy, once")
     problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names))
     sizes = problem.num_samples
     console.message(
