@@ -215,7 +215,10 @@ class MappingConfig:
     num_devices: int = setting(0, "devices of each process that share the clients; 0 is all, on a CPU one per core", low=0)
     expert_chunk: int = setting(0, "class experts run together; 0 is as many as fit into memory (on a CPU 1)", low=0)
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
-    convolution: str = setting("auto", "lowering of convolutions over stacked weights", choices=("auto", "grouped", "map"))
+    convolution: str = setting(
+        "auto", "lowering of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler, else grouped",
+        choices=("auto", "grouped", "map", "native"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

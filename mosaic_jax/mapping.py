@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from mosaic_jax import processes
 from mosaic_jax.config import ConfigError, MappingConfig, MemoryConfig
+from mosaic_jax.ops import one_core_each
 from mosaic_jax.types import PyTree
 
 AXIS = "client"
@@ -139,9 +140,10 @@ def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), p
     num_clients = jax.tree.leaves(mapped)[0].shape[0]
     places = np.minimum(np.arange(-(-num_clients // len(plan.devices)) * len(plan.devices)), num_clients - 1)
     even = len(places) == num_clients
-    results = jax.shard_map(
-        on_a_device, mesh=_mesh(plan), in_specs=(SHARDED, REPLICATED), out_specs=SHARDED, check_vma=False
-    )(mapped if even else jax.tree.map(lambda x: x[places], mapped), shared)  # fmt: skip
+    with one_core_each():
+        results = jax.shard_map(
+            on_a_device, mesh=_mesh(plan), in_specs=(SHARDED, REPLICATED), out_specs=SHARDED, check_vma=False
+        )(mapped if even else jax.tree.map(lambda x: x[places], mapped), shared)  # fmt: skip
     return results if even else jax.tree.map(lambda x: x[:num_clients], results)
 
 

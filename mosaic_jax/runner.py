@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import ops, processes
+from mosaic_jax import processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
-from mosaic_jax.io import run_directory
+from mosaic_jax.io import native_library, run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.datasets import load
@@ -174,7 +174,7 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 
 def _problem(config: Config, console: Console) -> Problem:
     create_cpu_devices(config.mapping, config.partition.num_clients)
-    ops.set_lowering(config.mapping.convolution)
+    native_library.set_lowering(config.mapping.convolution, console.warning)
     dataset = load(config.data.source, config.data.image_size)
     if config.partition.has_feature_skew:
         console.message("feature skew: turning the clients' images or making them noisy, once")

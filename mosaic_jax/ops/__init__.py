@@ -1,7 +1,11 @@
 """Operations whose plain form is slow on some backend, most of them over the stacked weights of many clients."""
 
-from mosaic_jax.ops.convolution import conv2d, conv2d_transpose, lowering, set_lowering
+from mosaic_jax.ops.convolution import chosen_lowering, conv2d, conv2d_transpose, lowering, set_lowering
 from mosaic_jax.ops.dropout import dropout, relu_dropout
+from mosaic_jax.ops.native import one_core_each
 from mosaic_jax.ops.normalization import batch_norm_train
 
-__all__ = ["batch_norm_train", "conv2d", "conv2d_transpose", "dropout", "lowering", "relu_dropout", "set_lowering"]
+__all__ = [
+    "batch_norm_train", "chosen_lowering", "conv2d", "conv2d_transpose", "dropout", "lowering", "one_core_each", "relu_dropout",
+    "set_lowering",
+]  # fmt: skip

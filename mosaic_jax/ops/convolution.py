@@ -5,7 +5,8 @@ runs the gradients that autodiff writes in naive loops: both are ten to three hu
 the three bilinear maps of a convolution (forward, gradient to the images, gradient to the kernel) are each written as plain forward
 convolutions or matrix products, and on a CPU `vmap` over weights visits the clients one at a time. The maps are each other's
 derivatives, because all are partial derivatives of the trilinear form <cotangent, convolution(images, kernel)>, so any order of
-reverse-mode derivative stays in this form.
+reverse-mode derivative stays in this form. On a CPU with a C++ compiler the maps are our own kernels (ops/native), which are faster
+still.
 """
 
 import contextlib
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.ops import canonical
+from mosaic_jax.ops import canonical, native
 
-LOWERINGS = ("auto", "grouped", "map")
+LOWERINGS = ("auto", "grouped", "map", "native")
 _lowering = "auto"
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -29,7 +31,8 @@ def set_lowering(name: str) -> None:
     """Choose how convolutions are lowered from now on (config field `mapping.convolution`); compiled functions keep theirs.
 
     grouped: plain `lax.conv_general_dilated`, whose vmap over kernels is a grouped convolution. map: the forms of this module, one
-    client after another. auto: map on a CPU, grouped elsewhere, decided when a function is traced.
+    client after another. native: the same with the C++ kernels of ops/native, for float32 on a CPU. auto: on a CPU native where
+    these are registered and map where not, grouped elsewhere, decided when a function is traced.
     Raises ConfigError for another name.
     """
     global _lowering
@@ -60,9 +63,10 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     height, width = images.shape[1:3]
     if min(height, width) + 2 * padding < size:
         raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
-    if _use_grouped():
+    how = chosen_lowering()
+    if how == "grouped":
         return _plain_forward(images, kernel, stride, padding)
-    return _maps(canonical.Geometry(size, stride, padding, height, width)).forward(images, kernel)
+    return _maps_of(how, canonical.Geometry(size, stride, padding, height, width), images.dtype).forward(images, kernel)
 
 
 def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -78,9 +82,11 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
     if min(height, width) < 1:
         raise ValueError(f"conv2d_transpose: padding {padding} leaves nothing of a kernel of {size} on images {images.shape}")
     backward_kernel = kernel.swapaxes(2, 3)
-    if _use_grouped():
+    how = chosen_lowering()
+    if how == "grouped":
         return _plain_images(images, backward_kernel, stride, padding)
-    return _maps(canonical.Geometry(size, stride, padding, height, width)).to_images(images, backward_kernel)
+    geometry = canonical.Geometry(size, stride, padding, height, width)
+    return _maps_of(how, geometry, images.dtype).to_images(images, backward_kernel)
 
 
 def _square(images: jax.Array, kernel: jax.Array) -> int:
@@ -91,8 +97,13 @@ def _square(images: jax.Array, kernel: jax.Array) -> int:
     return kernel.shape[0]
 
 
-def _use_grouped() -> bool:
-    return _lowering == "grouped" or (_lowering == "auto" and jax.default_backend() != "cpu")
+def chosen_lowering() -> str:
+    """grouped, map or native: what convolutions that are traced now become."""
+    if _lowering != "auto":
+        return _lowering
+    if jax.default_backend() != "cpu":
+        return "grouped"
+    return "native" if native.is_registered() else "map"
 
 
 def _plain_forward(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -119,12 +130,18 @@ class _Maps(NamedTuple):
 
 _OVERLAPPING = (canonical.forward, canonical.to_images, canonical.to_kernel)
 _PATCHES = (canonical.patches_forward, canonical.patches_to_images, canonical.patches_to_kernel)
+_NATIVE = (native.forward, native.to_images, native.to_kernel)
+
+
+def _maps_of(how: str, geometry: canonical.Geometry, dtype: jnp.dtype) -> _Maps:
+    if how == "native" and dtype == jnp.float32 and not geometry.is_patches:
+        return _maps(_NATIVE, geometry, native.is_shared())
+    return _maps(_PATCHES if geometry.is_patches else _OVERLAPPING, geometry)
 
 
 @functools.cache
-def _maps(geometry: canonical.Geometry) -> _Maps:
-    functions = _PATCHES if geometry.is_patches else _OVERLAPPING
-    forward, to_images, to_kernel = (functools.partial(function, geometry) for function in functions)
+def _maps(functions: tuple[Callable[..., jax.Array], ...], *settings: canonical.Geometry | bool) -> _Maps:
+    forward, to_images, to_kernel = (functools.partial(function, *settings) for function in functions)
     f = jax.custom_vjp(_over_clients(forward, foldable=True))
     gx = jax.custom_vjp(_over_clients(to_images, foldable=True))
     gk = jax.custom_vjp(_over_clients(to_kernel, foldable=False))

@@ -1,0 +1,85 @@
+"""The C++ kernels of ops/native compiled for this processor, once for each user and machine, and given to XLA."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mosaic_jax import ops
+from mosaic_jax.config import ConfigError
+from mosaic_jax.io.compilation_cache import cache_directory
+from mosaic_jax.ops import native
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-DNDEBUG")
+INSTALL = "install g++ or clang, or name one with CXX=/path/to/compiler"
+
+
+class NoLibrary(Exception):
+    """The kernels cannot be compiled or loaded here; the message says why, in one line."""
+
+
+def set_lowering(name: str, warning: Callable[[str], None]) -> None:
+    """Choose how convolutions are lowered (`mapping.convolution`) and compile the kernels where that wants them.
+
+    warning: is told, in one line, where auto does without them on a CPU. Raises ConfigError where name is native and they cannot be
+    had: no CPU backend, or no compiler.
+    """
+    if name == "native" and jax.default_backend() != "cpu":
+        raise ConfigError(f"mapping.convolution=native: is for CPUs, and this is a {jax.default_backend()}; use auto")
+    if name in ("auto", "native") and jax.default_backend() == "cpu":
+        try:
+            native.register(library())
+        except NoLibrary as reason:
+            if name == "native":
+                raise ConfigError(f"mapping.convolution=native: {reason}; {INSTALL}") from reason
+            warning(f"convolutions are left to XLA, which takes longer: {reason}; {INSTALL}")
+    ops.set_lowering(name)
+
+
+def library() -> Path:
+    """The compiled kernels for this processor, compiled now unless they are kept from before.
+
+    They are kept beside XLA's programs under a name that changes with sources, compiler, flags and JAX; several processes may
+    compile at once, and each then puts a whole file in place. Raises NoLibrary.
+    """
+    compiler = _compiler()
+    sources = sorted(path for path in native.SOURCES.iterdir() if path.suffix in (".h", ".cc"))
+    version = _run([compiler, "--version"])
+    headers = Path(jax.ffi.include_dir())
+    parts = [version, *FLAGS, jax.__version__, *(path.read_text() for path in sources)]
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    try:
+        directory = cache_directory("native")
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = directory / f"{digest}.so"
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=directory) as work:
+                made = Path(work) / "native.so"
+                _run([compiler, *FLAGS, "-isystem", str(headers), str(native.SOURCES / "module.cc"), "-o", str(made)])
+                os.replace(made, kept)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        raise NoLibrary(f"the compiled kernels cannot be kept ({getattr(error, 'strerror', None) or error})") from error
+    return kept
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CXX")
+    for name in (wanted,) if wanted else COMPILERS:
+        if found := shutil.which(name):
+            return found
+    raise NoLibrary(f"CXX={wanted} is no program" if wanted else "no C++ compiler found")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    except (subprocess.SubprocessError, OSError) as error:
+        output = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        said = next((line for line in output if "error" in line), output[0] if output else "it said nothing")
+        raise NoLibrary(f"{command[0]} failed ({said[:160]})") from error
