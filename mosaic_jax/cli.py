@@ -1,4 +1,4 @@
-"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config.
+"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config, prepare.
 
 JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
 """
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic_jax import __version__
-from mosaic_jax.config import PRESETS, Config, ConfigError
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import describe, load_json, one_line, resolve, resolve_seeds
 from mosaic_jax.parser import Parser
+from mosaic_jax.presets import PRESETS
+from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
@@ -22,7 +24,7 @@ STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
 
 
 def build_parser() -> Parser:
-    """The parser of the seven commands; each sets `run` to its function."""
+    """The parser of the eight commands; each sets `run` to its function."""
     parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
     parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -45,6 +47,10 @@ def build_parser() -> Parser:
             help="other values, as in warmup.num_rounds=30",
         )
         each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
+        each.add_argument(
+            "--data-dir", action="append", default=[], dest="assignments", type="data.dir={}".format, metavar="DIR",
+            help="the same as --set data.dir=DIR",
+        )
     train.add_argument("--seeds", metavar="N,N,...", help="train each seed in RUN_DIR/seed<N>; means go to RUN_DIR/seeds.json")
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>, or -seeds<N>-<N>...")
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
@@ -54,6 +60,10 @@ def build_parser() -> Parser:
     train.add_argument("--coordinator", metavar="HOST:PORT", help="or named by these three: where process 0 listens")
     train.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     train.add_argument("--process-id", type=int, metavar="I", help="which one this is, 0 to N-1")
+
+    prepare = command("prepare", run_prepare, "bring a data set into the data directory, and list the files it can be made from")
+    prepare.add_argument("name", metavar="NAME", help=f"{', '.join(BENCHMARKS)} or tfds:NAME")
+    prepare.add_argument("--data-dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
 
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
@@ -163,7 +173,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from mosaic_jax.planning.run_plan import plan_run
     from mosaic_jax.planning.tables import show
 
-    show(plan_run(config), console_of(arguments))
+    console = console_of(arguments)
+    show(plan_run(config, console), console)
     return 0
 
 
@@ -214,9 +225,17 @@ def run_partition(arguments: argparse.Namespace) -> int:
     from mosaic_jax.io import datasets
     from mosaic_jax.io.console import label_count_table
 
-    dataset = datasets.load(config.data.source, config.data.image_size)
+    dataset = datasets.load(config.data.source, config.data.image_size, directory=config.data.dir, console=console_of(arguments))
     dealt = partition(dataset.train_labels, config.partition, config.seed)
     print(label_count_table(dealt.label_counts, dataset.class_names))
+    return 0
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax prepare NAME`."""
+    from mosaic_jax.io.datasets.prepare import prepare
+
+    prepare(arguments.name, arguments.data_dir, console_of(arguments))
     return 0
 
 

@@ -170,7 +170,7 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 def _problem(config: Config, console: Console) -> Problem:
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
-    problem = build_problem(config, load(config.data.source, config.data.image_size))
+    problem = build_problem(config, load(config.data.source, config.data.image_size, directory=config.data.dir, console=console))
     sizes = problem.num_samples
     console.message(
         f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "

@@ -39,6 +39,14 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images of tests are not kept among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def tiny(**sections: Any) -> Config:
     """The tiny configuration with other values: tiny(seed=1, generator={"num_steps": 0})."""
     values = dict(TINY)

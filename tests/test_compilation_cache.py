@@ -46,10 +46,10 @@ def test_programs_are_kept_in_the_users_cache_directory(base: str, tmp_path: Pat
 
 
 def test_another_kind_of_processor_has_its_own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = compilation_cache.cache_directory()
-    assert here == compilation_cache.cache_directory()
+    here = compilation_cache.program_directory()
+    assert here == compilation_cache.program_directory()
     monkeypatch.setattr(compilation_cache, "_processor", lambda: "another")
-    assert compilation_cache.cache_directory() != here
+    assert compilation_cache.program_directory() != here
 
 
 @pytest.mark.usefixtures("untouched")

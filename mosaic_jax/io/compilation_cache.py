@@ -10,17 +10,17 @@ from pathlib import Path
 
 import jax
 
+from mosaic_jax.io.cache_directory import cache_directory
+
 MIN_COMPILE_SECONDS = 0.1  # jax's own second would leave out half of what a small run compiles
 
 
-def cache_directory() -> Path:
-    """`$XDG_CACHE_HOME` or ~/.cache, then mosaic_jax/xla, then one folder for each kind of processor.
+def program_directory() -> Path:
+    """xla in the cache directory, then one folder for each kind of processor.
 
     A home directory is shared by machines, and a program compiled for one processor may stop another at an unknown instruction.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "mosaic_jax" / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    return cache_directory() / "xla" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
 
 
 def _processor() -> str:
@@ -44,7 +44,7 @@ def enable(warning: Callable[[str], None]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         directory: Path | None = None
         try:
-            directory = cache_directory()
+            directory = program_directory()
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=directory):  # permissions alone say too little: file systems may be read-only or full
                 pass
