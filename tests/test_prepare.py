@@ -65,8 +65,8 @@ def test_prepare_says_what_it_can_prepare(capsys: pytest.CaptureFixture[str]) ->
 class Builder:
     """Stands in for a TFDS builder, which cannot prepare without TensorFlow: writes the copy in TFDS's own format."""
 
-    def __init__(self, root: Path, address: str) -> None:
-        self.root, self.url_infos, self.data_dir = root, {address: None}, str(root)
+    def __init__(self, root: Path, address: str | None) -> None:
+        self.root, self.url_infos, self.data_dir = root, {address: None} if address else None, str(root)
         self.info = SimpleNamespace(full_name="cifar10/3.0.2")
 
     def download_and_prepare(self, *, file_format: str, download_config: Any) -> None:
@@ -91,6 +91,15 @@ def test_prepare_downloads_what_is_not_there_and_the_second_time_nothing(
         assert ready.endswith(f"--data-dir {tmp_path} --set data.source=cifar10")
     assert [request.full_url for request in asked] == ["https://host/file.tar.gz"]
     np.testing.assert_array_equal(load("cifar10", 32, directory=str(tmp_path)).train_images, TRAIN)
+
+
+@pytest.mark.usefixtures("pretending_tensorflow")
+def test_a_set_whose_addresses_tfds_does_not_know_is_prepared_without_asking_a_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare.urllib.request, "urlopen", lambda *_, **__: pytest.fail("a host was asked"))
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir, try_gcs: Builder(data_dir, None))
+    assert cli.main(["prepare", "tfds:cifar10", "--data-dir", str(tmp_path)]) == 0
 
 
 @pytest.mark.usefixtures("pretending_tensorflow")

@@ -71,7 +71,9 @@ def _download(name: str, in_tfds: str, directory: Path, console: Console) -> Non
         builder = tfds.builder(in_tfds, data_dir=directory, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         raise ConfigError(f"prepare {name}: TFDS knows no data set of that name; tfds.list_builders() lists them") from error
-    for address in list(builder.url_infos)[:1]:  # TFDS would try a host that does not answer for minutes
+    except Exception as error:  # TFDS reports malformed names by many kinds.
+        raise ConfigError(f"prepare {name}: TFDS cannot open it ({one_line(error)}): name one of tfds.list_builders()") from error
+    for address in list(builder.url_infos or ())[:1]:  # TFDS would try a host that does not answer for minutes
         _check_answer(name, address, by_hand)
     console.message(f"{name}: TFDS prepares {builder.info.full_name} in {builder.data_dir}")
     try:
