@@ -181,6 +181,17 @@ def test_a_failure_to_decode_keeps_nothing(home: Path, source: str) -> None:
     assert_whole(load(source, 32))
 
 
+def test_a_copy_that_is_there_is_read_where_nothing_can_be_written(
+    home: Path, source: str, decoded: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(source, 32)
+    monkeypatch.setattr(cache.fcntl, "flock", lambda *_: pytest.fail("locked"))
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("written"))
+    assert_whole(load(source, 32, console=Console()))
+    assert len(decoded) == 40
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("kind", ["a file", "full", "cannot be locked"])
 def test_a_cache_that_cannot_be_written_is_one_warning_and_no_end(
     home: Path, source: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -300,6 +300,8 @@ def test_tiny_imagenet_is_read_from_its_zip_and_its_folder(tmp_path: Path, publi
     if not packed:
         (tmp_path / "tiny-imagenet-200" / "train" / "n2" / "images" / "n2_2.JPEG").unlink()
         assert "has 8 training images, not the official 9" in refusal("tiny_imagenet", tmp_path)
+        (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_bytes(b"val_0.JPEG\tn2\n")
+        assert "is not as published" in refusal("tiny_imagenet", tmp_path)
 
 
 def food101() -> dict[str, bytes]:

@@ -15,8 +15,10 @@ from conftest import tiny
 from copies import png, real_digits, write_tfds
 
 from mosaic_jax import cli
-from mosaic_jax.config import DataConfig, GeneratorConfig, ModelConfig
+from mosaic_jax.config import Config, ConfigError, DataConfig, GeneratorConfig, ModelConfig
+from mosaic_jax.config_io import save_json
 from mosaic_jax.data.named import with_own_settings
+from mosaic_jax.io import run_directory
 from mosaic_jax.io.datasets import load, prepare
 from mosaic_jax.io.datasets.official import OFFICIAL
 from mosaic_jax.models import build_classifier, build_discriminator, build_generator
@@ -150,6 +152,14 @@ def test_a_name_brings_its_augmentation_and_statistics(source: str, augment: str
     assert (own.augment, own.mean[0], own.std[0]) == (augment, mean, std)
     mine = DataConfig(source=source, augment="none", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
     assert with_own_settings(mine) == mine
+
+
+def test_a_run_goes_on_whether_its_settings_are_written_down_or_left_to_the_name(tmp_path: Path) -> None:
+    written = with_own_settings(DataConfig(source="cifar10"))
+    save_json(Config(data=written), tmp_path / "config.json")
+    run_directory.check(tmp_path, Config(data=DataConfig(source="cifar10", dir="/moved")))
+    with pytest.raises(ConfigError, match=r"\(data.augment=crop_flip, not none\)"):
+        run_directory.check(tmp_path, Config(data=DataConfig(source="cifar10", augment="none")))
 
 
 def test_every_benchmark_has_the_sizes_that_everybody_knows() -> None:

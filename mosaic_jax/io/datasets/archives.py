@@ -36,8 +36,9 @@ def tiny_imagenet(paths: Sequence[Path]) -> Images:
     words = {fields[0]: fields[1].split(",")[0] for fields in text("words.txt")}
     label_of = {number: label for label, number in enumerate(classes)}
 
+    labels = [label_of[name.split("/")[1]] for name in train] + [label_of[class_of[PurePosixPath(name).name]] for name in test]
+
     def items() -> Iterator[tuple[int, int, Path | Encoded]]:
-        labels = [label_of[name.split("/")[1]] for name in train] + [label_of[class_of[PurePosixPath(name).name]] for name in test]
         for position, (name, label) in enumerate(zip([*train, *test], labels, strict=True)):
             place = stored[name]
             yield position, label, Encoded(f"{place} of {paths[0]}", archive.read(place)) if archive else place

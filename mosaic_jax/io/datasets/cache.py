@@ -46,12 +46,16 @@ def cached(found: Found, size: int, decode: Decode, console: Console) -> Dataset
 
 
 def _kept(found: Found, size: int, decode: Decode, console: Console) -> Dataset:
+    fingerprint = _fingerprint(found, size)
     with _disk():
         home = _home(found.name, size)
+    dataset = _read(home / fingerprint, size)  # A copy never changes, so that reading it needs no lock and no right to write.
+    if dataset is not None:
+        return dataset
+    with _disk():
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(home, console):
-        fingerprint = _fingerprint(found, size)
-        dataset = _read(home / fingerprint, size)
+        dataset = _read(home / fingerprint, size)  # by the process that was waited for
         if dataset is not None:
             return dataset
         half = home / "half-written"

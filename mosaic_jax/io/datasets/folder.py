@@ -15,7 +15,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 def find(place: str) -> Found:
     """The images of a folder; raises ConfigError for a folder, class or split that is missing or empty."""
-    root = Path(place).expanduser()
+    root = Path(place).expanduser().absolute()
     train, test = _class_files(root / "train"), _class_files(root / "test")
     for name in test:
         if name not in train:
@@ -31,7 +31,7 @@ def find(place: str) -> Found:
     def open_(console: Console) -> Images:
         return Images(len(files[0]), len(files[1]), names, in_order(files[0], labels[0], files[1], labels[1]))
 
-    return Found(f"folder:{root.absolute()}", [*files[0], *files[1]], open_)
+    return Found(f"folder:{root}", [*files[0], *files[1]], open_)
 
 
 def _class_files(folder: Path) -> dict[str, list[Path]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
-from mosaic_jax.io.datasets.found import Found, Images
+from mosaic_jax.io.datasets.found import Found, Images, one_line
 from mosaic_jax.io.datasets.official import OFFICIAL, TORCHVISION_FOLDERS, File, Layout
 from mosaic_jax.sources import BENCHMARKS
 
@@ -54,7 +54,11 @@ def _found(name: str, place: Path, layout: Layout, paths: list[Path]) -> Found:
 
     def open_(console: Console) -> Images:
         _check_contents(name, paths, layout.files, console)
-        images, benchmark = layout.read([*paths, *others]), BENCHMARKS[name]
+        benchmark = BENCHMARKS[name]
+        try:
+            images = layout.read([*paths, *others])
+        except (KeyError, IndexError, UnicodeDecodeError) as error:  # lists and images that do not fit together
+            raise ConfigError(f"data.source={name}: {place} is not as published ({one_line(error)}): get it again") from error
         for what, count, expected in (
             ("training images", images.num_train, benchmark.num_train),
             ("test images", images.num_test, benchmark.num_test),
