@@ -14,6 +14,7 @@ from copies import png, real_digits
 from PIL import Image
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load, placed
 from mosaic_jax.io.datasets.official import OFFICIAL
 from mosaic_jax.sources import BENCHMARKS
@@ -344,6 +345,20 @@ def test_images_that_an_archive_lacks_and_damaged_ones_are_named(tmp_path: Path,
     (tmp_path / "food-101.tar.gz").write_bytes(whole[: len(whole) // 2])
     publish("food101", tmp_path, num_train=3, num_test=3, num_classes=3)
     assert "food-101.tar.gz" in refusal("food101", tmp_path)
+
+
+def test_checking_large_files_shows_progress(
+    tmp_path: Path, publish: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar(tmp_path, "cifar10", "python", packed=False)
+    publish("cifar10", tmp_path)
+    monkeypatch.setattr(placed, "SHOWN_FROM", 1)
+    monkeypatch.setattr(placed, "MIB", 1000)
+    load("cifar10", 32, directory=str(tmp_path), console=Console())
+    first, last = capsys.readouterr().out.splitlines()
+    total = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) // 1000
+    assert first == f"checking: {total} MiB"
+    assert last.startswith(f"checking: {total}/{total} in ")
 
 
 def test_the_data_directory_is_the_one_of_tfds_unless_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -89,13 +89,15 @@ def _check_contents(name: str, paths: Sequence[Path], files: Sequence[File], con
     known = [(path, file.checksum) for path, file in zip(paths, files, strict=True) if file.checksum]
     total = sum(path.stat().st_size for path, _ in known)
     shown = console.progress("checking", total // MIB, unit="MiB") if total >= SHOWN_FROM else nullcontext()
+    done = 0
     with shown as progress:
         for path, checksum in known:
             digest = hashlib.sha256() if len(checksum) == 64 else hashlib.md5(usedforsecurity=False)
             for block in _blocks(path):
                 digest.update(block)
                 if progress is not None:
-                    progress.advance(len(block) // MIB)
+                    progress.advance((done + len(block)) // MIB - done // MIB)
+                done += len(block)
             if digest.hexdigest() != checksum:
                 raise ConfigError(
                     f"data.source={name}: {path} is not the official file (its {digest.name} is {digest.hexdigest()}, "
