@@ -1,4 +1,4 @@
-"""The configuration: frozen, validated dataclasses; named values are in presets, files and overrides in config_io.
+"""The configuration: frozen, validated dataclasses; named settings are in presets, files and overrides in config_io.
 
 Imports no JAX: the command line answers argument errors before JAX is loaded.
 """
@@ -9,6 +9,8 @@ import math
 import typing
 from collections.abc import Iterator
 from typing import Any
+
+from mosaic_jax.sources import SOURCES, unknown_source
 
 
 class ConfigError(ValueError):
@@ -29,15 +31,21 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = setting("digits", "digits | folder:PATH | npz:PATH | tfds:NAME")
-    image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32,))
-    augment: str = setting("none", "augmentation of training batches", choices=("none", "crop_flip"))
+    source: str = setting("digits", " | ".join(SOURCES))
+    dir: str = setting("", "where prepared data sets and official files are; empty is $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32, 64))
+    augment: str = setting(
+        "auto", "augmentation of training batches; auto is the named data set's own, none for others",
+        choices=("auto", "none", "crop_flip"),
+    )
     image_range: str = setting(
         "symmetric", "symmetric: images in [-1, 1] everywhere; normalized: (x - mean) / std, as the public code",
         choices=("symmetric", "normalized"),
     )
     mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel means for image_range=normalized, of x in [0, 1]")
-    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel deviations for image_range=normalized", low=1e-6)
+    std: tuple[float, float, float] = setting(
+        (0.0, 0.0, 0.0), "channel deviations; 0,0,0 takes means and deviations of the named data set, 0.5 for others", low=0.0
+    )
     validation_fraction: float = setting(
         0.1, "share of each client's training images held back for federated validation", low=0.0, high=0.5
     )
@@ -275,9 +283,10 @@ class Config:
 
 
 # Where and how the work is done, not what is computed: a run goes on with others than it began with.
-PLACEMENT = ("mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts")
+PLACEMENT = (
+    "data.dir", "mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts",
+)  # fmt: skip
 
-SOURCES = ("digits", "folder:PATH", "npz:PATH", "tfds:NAME")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -356,10 +365,10 @@ def validate(config: Config) -> None:
     for setting in settings(config):
         section, _, leaf = setting.name.rpartition(".")
         object.__setattr__(getattr(config, section) if section else config, leaf, checked(setting))
-    source = config.data.source
-    kind, _, rest = source.partition(":")
-    if source != "digits" and not (kind in ("folder", "npz", "tfds") and rest):
-        raise ConfigError(f"data.source={source}: must be one of {', '.join(SOURCES)}")
+    if complaint := unknown_source(config.data.source):
+        raise ConfigError(f"data.source={config.data.source}: {complaint}")
+    if 0.0 in config.data.std and any(config.data.std):
+        raise ConfigError(f"data.std={show(config.data.std)}: must be above 0 in all channels, or 0,0,0 for the data set's own")
     if config.partition.kind == "table" and not config.partition.table:
         raise ConfigError("partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv")
     cohort, num_clients = config.warmup.clients_per_round, config.partition.num_clients

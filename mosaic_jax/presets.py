@@ -1,4 +1,4 @@
-"""Settings under one name, laid over a configuration."""
+"""The presets: settings under one name, laid over those of a configuration file."""
 
 from typing import Any
 

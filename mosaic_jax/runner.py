@@ -174,8 +174,9 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 
 def _problem(config: Config, console: Console) -> Problem:
     create_cpu_devices(config.mapping, config.partition.num_clients)
+    # Data that are missing are said before kernels are compiled, which takes seconds.
+    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
     native_library.set_lowering(config.mapping.convolution, console.warning)
-    dataset = load(config.data.source, config.data.image_size)
     if config.partition.has_feature_skew:
         console.message("feature skew: turning the clients' images or making them noisy, once")
     problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names))

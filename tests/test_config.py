@@ -38,11 +38,12 @@ COMPLAINTS = [
      "quantity_skew, table; did you mean iid?"),
     ("partition.kind=table", "partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv"),
     ("data.validation_fraction=0.9", "data.validation_fraction=0.9: must be a number, from 0 to 0.5"),
-    ("data.image_size=28", "data.image_size=28: must be 32"),
+    ("data.image_size=28", "data.image_size=28: must be one of 32, 64"),
     ("data.mean=1,2", "data.mean=1,2: must be 3 numbers separated by commas"),
-    ("data.std=0.5,0,0.5", "must be 3 numbers separated by commas, at least 1e-06"),
-    ("data.source=digts", "data.source=digts: must be one of digits, folder:PATH, npz:PATH, tfds:NAME"),
-    ("data.source=folder:", "data.source=folder:: must be one of digits, folder:PATH, npz:PATH, tfds:NAME"),
+    ("data.std=0.5,0,0.5", "data.std=0.5,0.0,0.5: must be above 0 in all channels, or 0,0,0 for the data set's own"),
+    ("data.std=0.5,-1,0.5", "must be 3 numbers separated by commas, at least 0"),
+    ("data.source=digts", "data.source=digts: must be one of digits, mnist, fmnist, svhn, cifar10, "),
+    ("data.source=folder:", "tfds:NAME, folder:PATH, npz:PATH; did you mean folder:PATH?"),
     ("seed=-1", "seed=-1: must be a whole number, from 0 to 2147483647"),
 ]
 

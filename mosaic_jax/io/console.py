@@ -44,7 +44,7 @@ class Console:
             print(f"error: {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, stage: str, total: int, done: int = 0) -> Iterator["StageProgress"]:
+    def progress(self, stage: str, total: int, done: int = 0, unit: str = "steps") -> Iterator["StageProgress"]:
         """A stage of `total` steps, `done` of them in an earlier run; call `.advance(steps, note)` on what it yields."""
         live = None
         if self.terminal and not self.quiet:
@@ -54,7 +54,7 @@ class Console:
                 console=self._out,
             )
             live.start()
-        stage_progress = StageProgress(self, stage, total, done, live)
+        stage_progress = StageProgress(self, stage, total, done, live, unit)
         try:
             yield stage_progress
         finally:
@@ -94,14 +94,14 @@ class Console:
 class StageProgress:
     """Counts the steps of one stage; made by `Console.progress`."""
 
-    def __init__(self, console: Console, stage: str, total: int, done: int, live: Progress | None) -> None:
+    def __init__(self, console: Console, stage: str, total: int, done: int, live: Progress | None, unit: str) -> None:
         self._console, self._stage, self._total, self._start_at, self._done, self._live = console, stage, total, done, done, live
         self._started = self._last_line = monotonic()
         self._task: TaskID | None = None
         if live is not None:
             self._task = live.add_task(stage, total=total, completed=done, rate="", note="")
         else:
-            console.message(f"{stage}: from step {done} of {total}" if done else f"{stage}: {total} steps")
+            console.message(f"{stage}: from step {done} of {total}" if done else f"{stage}: {total} {unit}")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """`steps` more are done; `note` stands beside them, as in "loss 0.12"."""

@@ -9,6 +9,7 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.partition import describe, partition
 from mosaic_jax.data.splits import label_counts
+from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import heat_map
 from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
@@ -18,8 +19,9 @@ from mosaic_jax.io.samples import image_grid, save_grid
 SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
 
-def show_partition(config: Config, out: Path | None) -> None:
-    """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None.
+def show_partition(config: Config, out: Path | None, console: Console) -> None:
+    """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None; console: hears of
+    progress in reading them.
 
     Under feature skew, images of up to ten clients as they see them go beside it as well, to `.images.png`. Raises ConfigError
     where the partition cannot be made, and where the CSV file would be written over the table it is made of.
@@ -27,7 +29,7 @@ def show_partition(config: Config, out: Path | None) -> None:
     file = config.partition.table if config.partition.kind == "table" else ""
     if out is not None and file and out.with_suffix(".csv").resolve() == Path(file).expanduser().resolve():
         raise ConfigError(f"--out {out}: would write over partition.table={file}; name another file")
-    dataset = load(config.data.source, config.data.image_size)
+    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
     prescribed = read_table(config.partition, dataset.class_names)
     started = time.perf_counter()
     dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed)
