@@ -1,6 +1,6 @@
 """Mosaic on CIFAR-10 at the size of the public protocol; needs an accelerator.
 
-Command:  mosaic-jax train --config configs/cifar10.py --set data.source=tfds:cifar10
+Command:  mosaic-jax train --config configs/cifar10.py --data-dir DIR
           other heterogeneity: --set partition.alpha=0.01 distill.num_steps=1500 meta.num_steps=150, or partition.alpha=1
           the public code's behaviour: --preset reference
 Time:     not measured yet
@@ -26,7 +26,7 @@ def get_config() -> Config:
     """ResNet-18, 10 clients, alpha 0.1, 300 rounds of 10 local steps, 39 rounds of fine-tune."""
     return Config(
         data=DataConfig(
-            source="tfds:cifar10",
+            source="cifar10",
             augment="crop_flip",
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2023, 0.1994, 0.2010),

@@ -1,6 +1,6 @@
 """Mosaic on CIFAR-100 at the size of the public protocol; needs an accelerator.
 
-Command:  mosaic-jax train --config configs/cifar100.py --set data.source=tfds:cifar100
+Command:  mosaic-jax train --config configs/cifar100.py --data-dir DIR
           the public code's behaviour: --preset reference
 Time:     not measured yet
 Hardware: not measured yet
@@ -25,7 +25,7 @@ def get_config() -> Config:
     """ResNet-18, 10 clients, alpha 0.1, 1000 rounds of 20 local steps, 60 prototypes a class, mean pooling, distilling at 1e-5."""
     return Config(
         data=DataConfig(
-            source="tfds:cifar100",
+            source="cifar100",
             augment="crop_flip",
             mean=(0.5071, 0.4865, 0.4409),
             std=(0.2673, 0.2564, 0.2762),

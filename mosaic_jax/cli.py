@@ -1,4 +1,4 @@
-"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config.
+"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config, prepare.
 
 JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
 """
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic_jax import __version__
-from mosaic_jax.config import PRESETS, Config, ConfigError
-from mosaic_jax.config_io import describe, load_json, one_line, resolve, resolve_seeds
-from mosaic_jax.parser import Parser
+from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.config_io import describe, one_line, resolve, resolve_seeds
+from mosaic_jax.parser import Parser, check_picture, check_processes, check_run_dir
+from mosaic_jax.presets import PRESETS
+from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
@@ -22,7 +24,7 @@ STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
 
 
 def build_parser() -> Parser:
-    """The parser of the seven commands; each sets `run` to its function."""
+    """The parser of the eight commands; each sets `run` to its function."""
     parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
     parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -36,6 +38,7 @@ def build_parser() -> Parser:
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
+    partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, and write FILE.csv beside it")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
     for each in (train, plan, partition, config):
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
@@ -45,6 +48,10 @@ def build_parser() -> Parser:
             help="other values, as in warmup.num_rounds=30",
         )
         each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
+        each.add_argument(
+            "--data-dir", action="append", default=[], dest="assignments", type="data.dir={}".format, metavar="DIR",
+            help="the same as --set data.dir=DIR",
+        )
     train.add_argument("--seeds", metavar="N,N,...", help="train each seed in RUN_DIR/seed<N>; means go to RUN_DIR/seeds.json")
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>, or -seeds<N>-<N>...")
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
@@ -54,6 +61,10 @@ def build_parser() -> Parser:
     train.add_argument("--coordinator", metavar="HOST:PORT", help="or named by these three: where process 0 listens")
     train.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
     train.add_argument("--process-id", type=int, metavar="I", help="which one this is, 0 to N-1")
+
+    prepare = command("prepare", run_prepare, "bring a data set into the data directory, and list the files it can be made from")
+    prepare.add_argument("name", metavar="NAME", help=f"{', '.join(BENCHMARKS)} or tfds:NAME")
+    prepare.add_argument("--data-dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
 
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
@@ -73,38 +84,6 @@ def default_run_dir(config_file: str, preset: str | None, seed: int | Sequence[i
     """runs/<config file's stem>[-<preset>]-seed<N>, or -seeds<N>-<N>... for several."""
     seeds = f"seed{seed}" if isinstance(seed, int) else f"seeds{'-'.join(map(str, seed))}"
     return Path("runs") / f"{Path(config_file).stem}{f'-{preset}' if preset else ''}-{seeds}"
-
-
-def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
-    """Raises ConfigError unless `run_dir` is a run's directory (with checkpoints, where they are needed)."""
-    if not run_dir.is_dir():
-        raise ConfigError(f"run directory {run_dir}: not found")
-    if not (run_dir / "config.json").is_file():
-        runs = sorted(path.parent for path in run_dir.glob("seed*/config.json"))
-        if runs:
-            raise ConfigError(f"run directory {run_dir}: holds {len(runs)} runs; name one of {', '.join(map(str, runs))}")
-        raise ConfigError(f"run directory {run_dir}: holds no config.json; is it a directory that `mosaic-jax train` made?")
-    load_json(run_dir / "config.json")
-    if checkpoints and not any((run_dir / "checkpoints").glob("*")):
-        raise ConfigError(f"run directory {run_dir}: holds no checkpoints; run `mosaic-jax train` with this --run-dir first")
-
-
-def check_processes(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError unless --coordinator, --num-processes and --process-id are all given and agree, or none is."""
-    coordinator, count, index = named = arguments.coordinator, arguments.num_processes, arguments.process_id
-    if all(value is None for value in named):
-        return
-    if coordinator is None or count is None or index is None:
-        missing = [name for name, value in zip(("coordinator", "num-processes", "process-id"), named, strict=True) if value is None]
-        raise ConfigError(f"--{' and --'.join(missing)}: missing; --coordinator, --num-processes and --process-id go together")
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(f"--coordinator {coordinator}: must be HOST:PORT, as in node0:1234")
-    if count < 1:
-        raise ConfigError(f"--num-processes {count}: must be at least 1")
-    if not 0 <= index < count:
-        raise ConfigError(f"--process-id {index}: must be 0 to {count - 1}, below --num-processes {count}")
-    arguments.distributed = True
 
 
 def console_of(arguments: argparse.Namespace, silent: bool = False) -> "Console":
@@ -163,7 +142,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from mosaic_jax.planning.run_plan import plan_run
     from mosaic_jax.planning.tables import show
 
-    show(plan_run(config), console_of(arguments))
+    console = console_of(arguments)
+    show(plan_run(config, console), console)
     return 0
 
 
@@ -182,10 +162,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
     """`mosaic-jax sample RUN_DIR --out FILE.png`."""
     if arguments.num < 1:
         raise ConfigError(f"--num {arguments.num}: must be at least 1")
-    if arguments.out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {arguments.out}: must end in .png")
-    if not arguments.out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {arguments.out}: the directory {arguments.out.parent} does not exist")
+    check_picture(arguments.out)
     check_run_dir(arguments.run_dir, checkpoints=True)
     from mosaic_jax import runner
 
@@ -210,13 +187,19 @@ def run_report(arguments: argparse.Namespace) -> int:
 def run_partition(arguments: argparse.Namespace) -> int:
     """`mosaic-jax partition --config FILE`."""
     config = resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)
-    from mosaic_jax.data.partition import partition
-    from mosaic_jax.io import datasets
-    from mosaic_jax.io.console import label_count_table
+    if arguments.out is not None:
+        check_picture(arguments.out)
+    from mosaic_jax.io.partition_view import show_partition
 
-    dataset = datasets.load(config.data.source, config.data.image_size)
-    dealt = partition(dataset.train_labels, config.partition, config.seed)
-    print(label_count_table(dealt.label_counts, dataset.class_names))
+    show_partition(config, arguments.out, console_of(arguments))
+    return 0
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax prepare NAME`."""
+    from mosaic_jax.io.datasets.prepare import prepare
+
+    prepare(arguments.name, arguments.data_dir, console_of(arguments))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The configuration: frozen, validated dataclasses and the presets; files and overrides are in config_io.
+"""The configuration: frozen, validated dataclasses; named settings are in presets, files and overrides in config_io.
 
 Imports no JAX: the command line answers argument errors before JAX is loaded.
 """
@@ -9,6 +9,8 @@ import math
 import typing
 from collections.abc import Iterator
 from typing import Any
+
+from mosaic_jax.sources import SOURCES, unknown_source
 
 
 class ConfigError(ValueError):
@@ -29,15 +31,21 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = setting("digits", "digits | folder:PATH | npz:PATH | tfds:NAME")
-    image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32,))
-    augment: str = setting("none", "augmentation of training batches", choices=("none", "crop_flip"))
+    source: str = setting("digits", " | ".join(SOURCES))
+    dir: str = setting("", "where prepared data sets and official files are; empty is $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32, 64))
+    augment: str = setting(
+        "auto", "augmentation of training batches; auto is the named data set's own, none for others",
+        choices=("auto", "none", "crop_flip"),
+    )
     image_range: str = setting(
         "symmetric", "symmetric: images in [-1, 1] everywhere; normalized: (x - mean) / std, as the public code",
         choices=("symmetric", "normalized"),
     )
     mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel means for image_range=normalized, of x in [0, 1]")
-    std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel deviations for image_range=normalized", low=1e-6)
+    std: tuple[float, float, float] = setting(
+        (0.0, 0.0, 0.0), "channel deviations; 0,0,0 takes means and deviations of the named data set, 0.5 for others", low=0.0
+    )
     validation_fraction: float = setting(
         0.1, "share of each client's training images held back for federated validation", low=0.0, high=0.5
     )
@@ -47,12 +55,29 @@ class DataConfig:
 class PartitionConfig:
     kind: str = setting(
         "dirichlet_unbalanced", "how training images are dealt to clients",
-        choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced"),
+        choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced", "shards", "quantity_skew", "table"),
     )
-    alpha: float = setting(0.1, "Dirichlet concentration; smaller is more heterogeneous", low=1e-6)
+    alpha: float = setting(0.1, "Dirichlet concentration of three kinds; smaller is more heterogeneous", low=1e-6)
     num_clients: int = setting(10, "number of clients", low=1)
-    min_samples: int = setting(10, "dirichlet_unbalanced redraws until the smallest client has this many", low=1)
-    max_draws: int = setting(1000, "redraws before dirichlet_unbalanced gives up with an error", low=1)
+    min_samples: int = setting(
+        10, "dirichlet_unbalanced and quantity_skew redraw until the smallest client has this many images", low=1
+    )
+    max_draws: int = setting(1000, "draws without min_samples at every client that end in an error", low=1)
+    repair: bool = setting(False, "instead of redrawing, move the fewest images that give every client min_samples")
+    shards_per_client: int = setting(2, "shards: label-sorted pieces of the training set that a client gets", low=1)
+    table: str = setting("", "table: a CSV file of client by class counts, as `mosaic-jax partition --out` writes it")
+    feature_rotation: float = setting(
+        0.0, "degrees that the last client's images are turned, the i-th of C clients by i / C of it; 0 is off",
+        low=0.0, high=360.0,
+    )
+    feature_noise: float = setting(
+        0.0, "deviation of Gaussian noise on the last client's pixels in [0, 1], the i-th of C clients by i / C of it; 0 is off",
+        low=0.0, high=10.0,
+    )  # fmt: skip
+
+    @property
+    def has_feature_skew(self) -> bool:
+        return self.feature_rotation > 0 or self.feature_noise > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,57 +282,11 @@ class Config:
         validate(self)
 
 
-# The public code, exactly, where it differs from the method as intended, one field each, and its own rates and batch sizes after
-# the warm-up. Sizes of networks, numbers of rounds and server steps, and the warm-up stay the configuration's.
-REFERENCE: dict[str, Any] = {
-    "data.image_range": "normalized",
-    "warmup.order": "fixed",
-    "generator.num_epochs": 200,
-    "generator.batch_size": 64,
-    "generator.learning_rate": 2e-4,
-    "generator.beta1": 0.5,
-    "generator.beta2": 0.999,
-    "generator.discriminator": "separate",
-    "generator.classifier": "local",
-    "generator.classifier_num_epochs": 50,
-    "generator.classifier_batch_norm": "train",
-    "generator.entropy_weight": 0.0,
-    "generator.diversity_weight": 5.0,
-    "generator.inversion_weight": 0.0,
-    "generator.augment": "none",
-    "generator.real_target": 1.0,
-    "generator.real_classes": "without_class_0",
-    "generator.sampling_batch_norm": "eval",
-    "generator.ema": 0.0,
-    "prototypes.keep_per_class": 10,
-    "prototypes.num_rounds": 0,
-    "meta.batches_per_epoch": 1,
-    "meta.batch_size": 128,
-    "meta.learning_rate": 1e-3,
-    "meta.ema": 0.99,
-    "meta.feed_forward_size": 2048,
-    "meta.dropout_rate": 0.2,
-    "distill.teacher": "mixture",
-    "distill.samples_per_client": 32,
-    "distill.learning_rate": 1e-4,
-    "distill.schedule": "constant",
-    "distill.temperature": 1.0,
-    "distill.kl_weight": 0.8,
-    "distill.ce_weight": 0.2,
-    "distill.js_weight": 1.0,
-    "distill.js": "midpoint",
-    "distill.student_batch_norm": "eval",
-    "distill.ema": 0.0,
-    "distill.sample_weights": "uniform",
-    "distill.keep": "last",
-    "finetune.client_learning_rate": 1e-4,
-}
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE}
-
 # Where and how the work is done, not what is computed: a run goes on with others than it began with.
-PLACEMENT = ("mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts")
+PLACEMENT = (
+    "data.dir", "mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts",
+)  # fmt: skip
 
-SOURCES = ("digits", "folder:PATH", "npz:PATH", "tfds:NAME")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -386,10 +365,12 @@ def validate(config: Config) -> None:
     for setting in settings(config):
         section, _, leaf = setting.name.rpartition(".")
         object.__setattr__(getattr(config, section) if section else config, leaf, checked(setting))
-    source = config.data.source
-    kind, _, rest = source.partition(":")
-    if source != "digits" and not (kind in ("folder", "npz", "tfds") and rest):
-        raise ConfigError(f"data.source={source}: must be one of {', '.join(SOURCES)}")
+    if complaint := unknown_source(config.data.source):
+        raise ConfigError(f"data.source={config.data.source}: {complaint}")
+    if 0.0 in config.data.std and any(config.data.std):
+        raise ConfigError(f"data.std={show(config.data.std)}: must be above 0 in all channels, or 0,0,0 for the data set's own")
+    if config.partition.kind == "table" and not config.partition.table:
+        raise ConfigError("partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv")
     cohort, num_clients = config.warmup.clients_per_round, config.partition.num_clients
     if cohort > num_clients:
         raise ConfigError(

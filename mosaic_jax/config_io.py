@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mosaic_jax.config import PRESETS, Config, ConfigError, Setting, settings, show, valid_values
+from mosaic_jax.config import Config, ConfigError, Setting, settings, show, valid_values
+from mosaic_jax.presets import PRESETS
 
 
 def load_config_file(path: str | Path) -> Config:

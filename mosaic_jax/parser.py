@@ -1,11 +1,12 @@
-"""An argument parser that answers in one line."""
+"""An argument parser that answers in one line, and checks of what it cannot see in an argument by itself."""
 
 import argparse
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.config_io import did_you_mean, one_line
+from mosaic_jax.config_io import did_you_mean, load_json, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,3 +33,43 @@ class Parser(argparse.ArgumentParser):
                 hint = did_you_mean(name, options) or f"; see {parser.prog} --help"
                 raise ConfigError(f"{name} is no option of {parser.prog}{hint}")
         return self.parse_args(arguments)
+
+
+def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
+    """Raises ConfigError unless `run_dir` is a run's directory (with checkpoints, where they are needed)."""
+    if not run_dir.is_dir():
+        raise ConfigError(f"run directory {run_dir}: not found")
+    if not (run_dir / "config.json").is_file():
+        runs = sorted(path.parent for path in run_dir.glob("seed*/config.json"))
+        if runs:
+            raise ConfigError(f"run directory {run_dir}: holds {len(runs)} runs; name one of {', '.join(map(str, runs))}")
+        raise ConfigError(f"run directory {run_dir}: holds no config.json; is it a directory that `mosaic-jax train` made?")
+    load_json(run_dir / "config.json")
+    if checkpoints and not any((run_dir / "checkpoints").glob("*")):
+        raise ConfigError(f"run directory {run_dir}: holds no checkpoints; run `mosaic-jax train` with this --run-dir first")
+
+
+def check_picture(out: Path) -> None:
+    """Raises ConfigError unless `--out` names a .png file in a directory that exists."""
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: must end in .png")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out}: the directory {out.parent} does not exist")
+
+
+def check_processes(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError unless --coordinator, --num-processes and --process-id are all given and agree, or none is."""
+    coordinator, count, index = named = arguments.coordinator, arguments.num_processes, arguments.process_id
+    if all(value is None for value in named):
+        return
+    if coordinator is None or count is None or index is None:
+        missing = [name for name, value in zip(("coordinator", "num-processes", "process-id"), named, strict=True) if value is None]
+        raise ConfigError(f"--{' and --'.join(missing)}: missing; --coordinator, --num-processes and --process-id go together")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--coordinator {coordinator}: must be HOST:PORT, as in node0:1234")
+    if count < 1:
+        raise ConfigError(f"--num-processes {count}: must be at least 1")
+    if not 0 <= index < count:
+        raise ConfigError(f"--process-id {index}: must be 0 to {count - 1}, below --num-processes {count}")
+    arguments.distributed = True

@@ -14,10 +14,12 @@ import numpy as np
 from mosaic_jax import processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
+from mosaic_jax.data.partition import describe
 from mosaic_jax.io import native_library, run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.datasets import load
+from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
@@ -119,7 +121,10 @@ def train(
             problem = _problem(config, console)
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
+                clients = as_csv(problem.partition_counts, problem.dataset.class_names)
+                run_directory.check_partition(run_dir, clients)
                 run_directory.write_config(run_dir, config)
+                run_directory.write_text(run_dir / "partition.csv", clients)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
         run = _Run(problem, run_dir, log, console, signals, traces)
         try:
@@ -169,12 +174,16 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
 
 def _problem(config: Config, console: Console) -> Problem:
     create_cpu_devices(config.mapping, config.partition.num_clients)
+    # Data that are missing are said before kernels are compiled, which takes seconds.
+    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
     native_library.set_lowering(config.mapping.convolution, console.warning)
-    problem = build_problem(config, load(config.data.source, config.data.image_size))
+    if config.partition.has_feature_skew:
+        console.message("feature skew: turning the clients' images or making them noisy, once")
+    problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names))
     sizes = problem.num_samples
     console.message(
         f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "
-        f"{problem.num_classes} classes, {problem.num_clients} clients of {sizes.min()} to {sizes.max()} training images"
+        f"{problem.num_classes} classes; {describe(config.partition)}: {sizes.min()} to {sizes.max()} training images each"
     )
     if config.method == "mosaic":
         for c in absent_classes(problem.label_counts):
@@ -336,6 +345,7 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     """The problem and the outputs of every finished stage of a run, nothing trained."""
     config = run_directory.read_config(run_dir)
     problem = _problem(config, console)
+    run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
     outputs: Outputs = {}
     for stage in METHODS[config.method](problem):
         if not (run_dir / "checkpoints" / stage.name).is_dir():

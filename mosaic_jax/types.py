@@ -55,7 +55,7 @@ class Classifier(NamedTuple):
 
 
 class Generator(NamedTuple):
-    """An image generator: apply(variables, noise f32[B, Z], train) -> (images f32[B, 32, 32, 3] in [-1, 1], batch_stats)."""
+    """An image generator: apply(variables, noise f32[B, Z], train) -> (images f32[B, S, S, 3] in [-1, 1], batch_stats)."""
 
     init: Callable[[jax.Array], Variables]
     apply: Callable[[Variables, jax.Array, bool], tuple[jax.Array, PyTree]]
@@ -79,7 +79,7 @@ class MetaModel(NamedTuple):
 class Dataset(NamedTuple):
     """Labelled images on the host, as read from a source.
 
-    train_images, test_images: u8[N, 32, 32, 3]; train_labels, test_labels: i32[N] in 0..K-1; class_names: K strings.
+    train_images, test_images: u8[N, S, S, 3]; train_labels, test_labels: i32[N] in 0..K-1; class_names: K strings.
     """
 
     train_images: np.ndarray

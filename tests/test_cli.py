@@ -11,7 +11,8 @@ import pytest
 from mosaic_jax import cli
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import to_dict
-from mosaic_jax.io.console import Console, label_count_table
+from mosaic_jax.io.console import Console
+from mosaic_jax.io.label_counts import table
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -24,7 +25,7 @@ def several(coordinator: str, num_processes: str, process_id: str) -> list[str]:
 
 BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
-    (["trian"], "the commands are train, plan, partition, config, evaluate, sample, report; did you mean train?"),
+    (["trian"], "the commands are train, plan, partition, config, prepare, evaluate, sample, report; did you mean train?"),
     (["train"], "the following arguments are required: --config"),
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),
     (["train", "--config"], "--config: expected one argument"),
@@ -47,7 +48,7 @@ BAD_ARGUMENTS = [
     (["train", "--config", DIGITS, *several("node0:1234", "two", "0")], "argument --num-processes: invalid int value: 'two'"),
     (["plan"], "the following arguments are required: --config"),
     (["plan", "--config", DIGITS, "--set", "mapping.client_chunk=-1"], "must be a whole number, at least 0"),
-    (["plan", "--config", DIGITS, "--set", "data.source=folder:nowhere"], "folder nowhere/train does not exist"),
+    (["plan", "--config", DIGITS, "--set", "data.source=folder:nowhere"], "/nowhere/train does not exist"),
     (["config", "--config", DIGITS, "--set", "zzz=1"], "zzz is no setting"),
     (["partition", "--config", DIGITS, "--set", "partition.kind=iidd"], "did you mean iid?"),
     (["evaluate"], "the following arguments are required: RUN_DIR"),
@@ -160,7 +161,7 @@ def test_evaluate_needs_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_label_count_table_is_aligned_and_has_totals() -> None:
-    lines = label_count_table([[1, 0], [230, 4]], ["cat", "dog"]).splitlines()
+    lines = table([[1, 0], [230, 4]], ["cat", "dog"]).splitlines()
     assert [line.split() for line in lines] == [
         ["client", "cat", "dog", "total"], ["0", "1", "0", "1"], ["1", "230", "4", "234"], ["total", "231", "4", "235"]
     ]

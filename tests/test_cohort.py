@@ -137,7 +137,8 @@ def test_what_a_client_sends_does_not_depend_on_the_cohort_and_the_mean_is_weigh
 
 @pytest.mark.parametrize("mapping", [{"client_chunk": 2}, {"num_devices": 1}, {"num_devices": 2}, {"num_devices": 4}])
 def test_a_cohort_ends_alike_however_its_clients_are_grouped_and_shared_among_devices(mapping: dict[str, int]) -> None:
-    ours, theirs = (problem_of(cohorts(3, mapping=settings)) for settings in (mapping, {"client_chunk": 1, "num_devices": 1}))
+    one_by_one = {"client_chunk": 1, "num_devices": 1}
+    ours, theirs = (problem_of(cohorts(3, mapping=how, data={"augment": "crop_flip"})) for how in (mapping, one_by_one))
     states = [one_round(problem, METHODS["fedavg"](problem)[0]) for problem in (ours, theirs)]
     assert_close(states[0].global_, states[1].global_)
 

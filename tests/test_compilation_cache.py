@@ -13,6 +13,7 @@ from conftest import fingerprints
 
 from mosaic_jax import cli
 from mosaic_jax.io import compilation_cache
+from mosaic_jax.io.cache_directory import cache_directory
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ("jax_compilation_cache_dir", "jax_enable_compilation_cache", "jax_persistent_cache_min_compile_time_secs")
@@ -45,11 +46,14 @@ def test_programs_are_kept_in_the_users_cache_directory(base: str, tmp_path: Pat
     assert jax.config.jax_persistent_cache_min_compile_time_secs == compilation_cache.MIN_COMPILE_SECONDS
 
 
-def test_another_kind_of_processor_has_its_own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = compilation_cache.cache_directory()
-    assert here == compilation_cache.cache_directory()
-    monkeypatch.setattr(compilation_cache, "_processor", lambda: "another")
-    assert compilation_cache.cache_directory() != here
+@pytest.mark.parametrize(("kind", "differs"), [("xla", True), ("native", True), ("data", False)])
+def test_another_kind_of_processor_has_its_own_compiled_code_and_shares_data(
+    kind: str, differs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = cache_directory(kind)
+    assert here == cache_directory(kind)
+    monkeypatch.setattr("mosaic_jax.io.cache_directory._processor", lambda: "another")
+    assert (cache_directory(kind) != here) == differs
 
 
 @pytest.mark.usefixtures("untouched")

@@ -8,7 +8,6 @@ import pytest
 
 from mosaic_jax import config_io
 from mosaic_jax.config import (
-    PRESETS,
     Config,
     ConfigError,
     DataConfig,
@@ -19,6 +18,7 @@ from mosaic_jax.config import (
     setting,
     settings,
 )
+from mosaic_jax.presets import PRESETS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -34,13 +34,16 @@ COMPLAINTS = [
     ("warmup.batch_size=", "warmup.batch_size=: must be a whole number, at least 1"),
     ("partition.alpha=nan", "partition.alpha=nan: must be a number, at least 1e-06"),
     ("partition.alpha=inf", "partition.alpha=inf: must be a number, at least 1e-06"),
-    ("partition.kind=idd", "partition.kind=idd: must be one of iid, dirichlet_unbalanced, dirichlet_balanced; did you mean iid?"),
+    ("partition.kind=idd", "partition.kind=idd: must be one of iid, dirichlet_unbalanced, dirichlet_balanced, shards, "
+     "quantity_skew, table; did you mean iid?"),
+    ("partition.kind=table", "partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv"),
     ("data.validation_fraction=0.9", "data.validation_fraction=0.9: must be a number, from 0 to 0.5"),
-    ("data.image_size=28", "data.image_size=28: must be 32"),
+    ("data.image_size=28", "data.image_size=28: must be one of 32, 64"),
     ("data.mean=1,2", "data.mean=1,2: must be 3 numbers separated by commas"),
-    ("data.std=0.5,0,0.5", "must be 3 numbers separated by commas, at least 1e-06"),
-    ("data.source=digts", "data.source=digts: must be one of digits, folder:PATH, npz:PATH, tfds:NAME"),
-    ("data.source=folder:", "data.source=folder:: must be one of digits, folder:PATH, npz:PATH, tfds:NAME"),
+    ("data.std=0.5,0,0.5", "data.std=0.5,0.0,0.5: must be above 0 in all channels, or 0,0,0 for the data set's own"),
+    ("data.std=0.5,-1,0.5", "must be 3 numbers separated by commas, at least 0"),
+    ("data.source=digts", "data.source=digts: must be one of digits, mnist, fmnist, svhn, cifar10, "),
+    ("data.source=folder:", "tfds:NAME, folder:PATH, npz:PATH; did you mean folder:PATH?"),
     ("seed=-1", "seed=-1: must be a whole number, from 0 to 2147483647"),
 ]
 

@@ -53,7 +53,7 @@ def test_a_run_leaves_its_configuration_metrics_results_samples_and_report(finis
         assert picture.format == "PNG"
     assert "<svg" in (finished / "report.html").read_text()
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "metrics.jsonl", "report.html", "results.json", "samples"
+        ".lock", "checkpoints", "config.json", "metrics.jsonl", "partition.csv", "report.html", "results.json", "samples"
     ]
 
 
@@ -82,6 +82,22 @@ def test_another_configuration_is_refused_by_the_name_of_the_field_and_nothing_i
     assert error.count("\n") == 1
     assert "distill.num_steps=4, not 6" in error
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_run_whose_clients_would_be_dealt_otherwise_is_neither_resumed_nor_evaluated(finished: Path, tmp_path: Path) -> None:
+    run_dir = as_if_killed_before_the_results(finished, tmp_path / "run")
+    dealt = (run_dir / "partition.csv").read_text()
+    assert dealt.splitlines()[0] == "client,0,1,2,3,4,5,6,7,8,9"
+    (run_dir / "partition.csv").write_text(dealt.replace("\n2,", "\n2,1"))  # as if data or partition.table had changed since
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = files()
+    for again in (lambda: train(tiny(), run_dir), lambda: runner.evaluate(run_dir, Console(quiet=True))):
+        with pytest.raises(ConfigError, match=r"began with other clients .*partition\.csv.*; restore them, or name another"):
+            again()
+    assert files() == before
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:

@@ -134,6 +134,14 @@ def test_crop_flip_cuts_a_window_of_the_black_padded_image_and_mirrors_half():
     assert 70 < mirrored.sum() < 130
 
 
+@pytest.mark.parametrize("change", [crop_flip, translate])
+def test_the_same_key_changes_images_alike_and_another_key_otherwise(change):
+    images = np.tile(BYTES.astype(np.float32), (4, 1, 1, 1))
+    first, again, other = (np.asarray(jax.jit(change)(jax.random.key(seed), images)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 def test_translation_moves_each_image_by_whole_pixels_up_to_an_eighth_and_fills_with_zeros():
     images = np.tile(BYTES.astype(np.float32) + 1, (40, 1, 1, 1))
     moved = np.asarray(jax.jit(translate)(jax.random.key(1), images))

@@ -1,8 +1,6 @@
 """Compiled programs kept on disk between runs, in the user's cache directory. Only the command line turns this on."""
 
-import hashlib
 import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -10,28 +8,9 @@ from pathlib import Path
 
 import jax
 
+from mosaic_jax.io.cache_directory import cache_directory
+
 MIN_COMPILE_SECONDS = 0.1  # jax's own second would leave out half of what a small run compiles
-
-
-def cache_directory(kind: str) -> Path:
-    """`$XDG_CACHE_HOME` or ~/.cache, then mosaic_jax/KIND, then one folder for each kind of processor.
-
-    A home directory is shared by machines, and a program compiled for one processor may stop another at an unknown instruction.
-    """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return root / "mosaic_jax" / kind / hashlib.sha256(_processor().encode()).hexdigest()[:12]
-
-
-def _processor() -> str:
-    """What this processor is and can do, as far as the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    known = dict(line.split(":", 1) for line in lines if line.startswith(wanted) and ":" in line)
-    return f"{platform.machine()} {platform.processor()} {sorted(known.items())}"
 
 
 def enable(warning: Callable[[str], None]) -> None:

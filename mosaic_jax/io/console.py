@@ -44,7 +44,7 @@ class Console:
             print(f"error: {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, stage: str, total: int, done: int = 0) -> Iterator["StageProgress"]:
+    def progress(self, stage: str, total: int, done: int = 0, unit: str = "steps") -> Iterator["StageProgress"]:
         """A stage of `total` steps, `done` of them in an earlier run; call `.advance(steps, note)` on what it yields."""
         live = None
         if self.terminal and not self.quiet:
@@ -54,7 +54,7 @@ class Console:
                 console=self._out,
             )
             live.start()
-        stage_progress = StageProgress(self, stage, total, done, live)
+        stage_progress = StageProgress(self, stage, total, done, live, unit)
         try:
             yield stage_progress
         finally:
@@ -94,14 +94,14 @@ class Console:
 class StageProgress:
     """Counts the steps of one stage; made by `Console.progress`."""
 
-    def __init__(self, console: Console, stage: str, total: int, done: int, live: Progress | None) -> None:
+    def __init__(self, console: Console, stage: str, total: int, done: int, live: Progress | None, unit: str) -> None:
         self._console, self._stage, self._total, self._start_at, self._done, self._live = console, stage, total, done, done, live
         self._started = self._last_line = monotonic()
         self._task: TaskID | None = None
         if live is not None:
             self._task = live.add_task(stage, total=total, completed=done, rate="", note="")
         else:
-            console.message(f"{stage}: from step {done} of {total}" if done else f"{stage}: {total} steps")
+            console.message(f"{stage}: from step {done} of {total}" if done else f"{stage}: {total} {unit}")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """`steps` more are done; `note` stands beside them, as in "loss 0.12"."""
@@ -216,14 +216,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def label_count_table(label_counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
-    """Clients by classes as aligned plain text, with totals of rows and columns; label_counts: integers [C, K]."""
-    counts = [[int(count) for count in row] for row in label_counts]
-    totals = [sum(column) for column in zip(*counts, strict=True)]
-    rows = [["client", *class_names, "total"]]
-    rows += [[str(client), *map(str, row), str(sum(row))] for client, row in enumerate(counts)]
-    rows.append(["total", *map(str, totals), str(sum(totals))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

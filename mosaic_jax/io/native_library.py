@@ -12,7 +12,7 @@ import jax
 
 from mosaic_jax import ops
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io.compilation_cache import cache_directory
+from mosaic_jax.io.cache_directory import cache_directory
 from mosaic_jax.ops import native
 
 COMPILERS = ("c++", "g++", "clang++")

@@ -9,6 +9,7 @@ from typing import Any
 
 from mosaic_jax.config import Config, ConfigError, settings, show
 from mosaic_jax.config_io import flatten, load_json, one_line
+from mosaic_jax.data.partition import describe
 from mosaic_jax.io import metrics
 from mosaic_jax.io.charts import Series, heat_map, line_chart
 from mosaic_jax.io.console import COST_COLUMNS, cost_rows, percent, present_models
@@ -55,7 +56,7 @@ def heading(run_dir: Path, config: Config, results: Mapping[str, Any]) -> str:
     """What was run, on what."""
     facts = [
         f"method {config.method}", f"seed {config.seed}", f"data {config.data.source}",
-        f"{config.partition.num_clients} clients, {config.partition.kind}, alpha {config.partition.alpha:g}",
+        describe(config.partition),
         f"{config.model.name} of width {config.model.width}", results.get("hardware", ""),
     ]
     return f'<h1>{escape(run_dir.resolve().name)}</h1><p class="soft">{escape(" · ".join(filter(None, facts)))}</p>'

@@ -1,6 +1,7 @@
 """The files of a run directory other than checkpoints and metrics: who owns it, its config.json and its results.json."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from mosaic_jax import processes
 from mosaic_jax.config import PLACEMENT, Config, ConfigError
 from mosaic_jax.config_io import differences, load_json, save_json
+from mosaic_jax.data.named import with_own_settings
 from mosaic_jax.io.metrics import read
 
 SHARED_SECONDS = 30.0
@@ -27,7 +29,10 @@ def check(run_dir: Path, config: Config) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
     if (run_dir / "config.json").exists():
-        differing = differences(load_json(run_dir / "config.json"), config, leave_out=PLACEMENT)
+        old, new = (  # What a data set brings with it may be written down or left to its name.
+            dataclasses.replace(each, data=with_own_settings(each.data)) for each in (load_json(run_dir / "config.json"), config)
+        )
+        differing = differences(old, new, leave_out=PLACEMENT)
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
@@ -111,6 +116,16 @@ def write_config(run_dir: Path, config: Config) -> None:
     half = run_dir / "config.json.tmp"
     save_json(config, half)
     half.replace(run_dir / "config.json")
+
+
+def check_partition(run_dir: Path, label_counts: str) -> None:
+    """Raises ConfigError where partition.csv, of the run's start, holds other label counts than the text of those dealt now."""
+    path = run_dir / "partition.csv"
+    if path.exists() and path.read_text(encoding="utf-8") != label_counts:
+        raise ConfigError(
+            f"--run-dir {run_dir}: its run began with other clients ({path}) than the data and the partition give now; "
+            "restore them, or name another directory"
+        )
 
 
 def read_config(run_dir: Path) -> Config:

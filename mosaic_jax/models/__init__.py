@@ -18,7 +18,6 @@ from mosaic_jax.models.layers import Statistics
 from mosaic_jax.models.resnet import BLOCKS, EXPANSION, ResNet
 from mosaic_jax.types import Classifier, Discriminator, Generator, MetaModel, PyTree, Variables
 
-IMAGE_SHAPE = (32, 32, 3)
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -59,7 +58,7 @@ def build_classifier(config: ModelConfig, num_classes: int, precision: str = "fl
         return logits, batch_stats, tuple(record)
 
     return Classifier(
-        init=lambda key: _variables(module.init(key, jnp.zeros((2, *IMAGE_SHAPE)), True)),
+        init=lambda key: _variables(module.init(key, jnp.zeros((2, 32, 32, 3)), True)),  # the same for any image size
         apply=network.apply,
         features=lambda variables, images, train: network.apply(variables, images, train, method="features"),
         head=lambda variables, features: module.apply({"params": variables.params}, features, method="head"),
@@ -69,9 +68,9 @@ def build_classifier(config: ModelConfig, num_classes: int, precision: str = "fl
     )
 
 
-def build_generator(config: GeneratorConfig, precision: str = "float32") -> Generator:
+def build_generator(config: GeneratorConfig, precision: str = "float32", image_size: int = 32) -> Generator:
     """The DCGAN generator of every client; see `types.Generator`."""
-    module = DCGANGenerator(config.width)
+    module = DCGANGenerator(config.width, image_size)
     return Generator(
         init=lambda key: _variables(module.init(key, jnp.zeros((2, config.latent_size)), True)),
         apply=_Network(module, precision).apply,
@@ -79,11 +78,11 @@ def build_generator(config: GeneratorConfig, precision: str = "float32") -> Gene
     )
 
 
-def build_discriminator(config: GeneratorConfig, precision: str = "float32") -> Discriminator:
+def build_discriminator(config: GeneratorConfig, precision: str = "float32", image_size: int = 32) -> Discriminator:
     """The separate DCGAN discriminator of the public code."""
-    module = DCGANDiscriminator(config.width)
+    module = DCGANDiscriminator(config.width, image_size)
     return Discriminator(
-        init=lambda key: _variables(module.init(key, jnp.zeros((2, *IMAGE_SHAPE)), True)),
+        init=lambda key: _variables(module.init(key, jnp.zeros((2, image_size, image_size, 3)), True)),
         apply=_Network(module, precision).apply,
     )
 
@@ -101,9 +100,11 @@ def classifier_as_discriminator(classifier: Classifier) -> Discriminator:
     return Discriminator(init=classifier.init, apply=apply)
 
 
-def judge_of(gan: GeneratorConfig, classifier: Classifier, precision: str) -> Discriminator:
+def judge_of(gan: GeneratorConfig, classifier: Classifier, precision: str, image_size: int) -> Discriminator:
     """What judges a generator's images: its own network, or the client's classifier."""
-    return build_discriminator(gan, precision) if gan.discriminator == "separate" else classifier_as_discriminator(classifier)
+    if gan.discriminator == "classifier":
+        return classifier_as_discriminator(classifier)
+    return build_discriminator(gan, precision, image_size)
 
 
 def build_meta_model(config: MetaConfig, num_classes: int, num_experts: int) -> MetaModel:

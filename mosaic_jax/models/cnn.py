@@ -8,7 +8,7 @@ from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics
 
 
 class CNN(nn.Module):
-    """images f32[B, 32, 32, 3] -> features f32[B, 8 * width] (mean over 4x4 positions) -> logits f32[B, K]."""
+    """images f32[B, S, S, 3] -> features f32[B, 8 * width] (mean over S/8 x S/8 positions) -> logits f32[B, K]."""
 
     num_classes: int
     width: int

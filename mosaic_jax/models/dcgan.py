@@ -1,4 +1,7 @@
-"""The DCGAN pair of the public code at 32x32: no biases, convolutions start at N(0, 0.02), BatchNorm scales at N(1, 0.02)."""
+"""The DCGAN pair: no biases, convolutions start at N(0, 0.02), BatchNorm scales at N(1, 0.02).
+
+At 32x32 the last convolutions are the public code's, at 64x64 those of DCGAN itself (arXiv 1511.06434), all others are the same.
+"""
 
 import flax.linen as nn
 import jax
@@ -7,9 +10,10 @@ from mosaic_jax.models.layers import BatchNorm, Conv, ConvTranspose, dcgan_kerne
 
 
 class DCGANGenerator(nn.Module):
-    """noise f32[B, Z] -> images f32[B, 32, 32, 3] in [-1, 1]; channels 8w, 4w, 2w, w, 3."""
+    """noise f32[B, Z] -> images f32[B, S, S, 3] in [-1, 1], S = 32 or 64; channels 8w, 4w, 2w, w, 3."""
 
     width: int
+    image_size: int = 32
 
     @nn.compact
     def __call__(self, noise: jax.Array, train: bool) -> jax.Array:
@@ -17,13 +21,15 @@ class DCGANGenerator(nn.Module):
         for index, (multiple, stride, padding) in enumerate(((8, 1, 0), (4, 2, 1), (2, 2, 1), (1, 2, 1)), start=1):
             hidden = ConvTranspose(multiple * self.width, 4, stride, padding, name=f"conv{index}")(hidden)
             hidden = jax.nn.relu(BatchNorm(scale_init=dcgan_scale_init, name=f"bn{index}")(hidden, train))
-        return jax.nn.tanh(ConvTranspose(3, 1, 1, 0, name="conv5")(hidden))
+        kernel, stride, padding = {32: (1, 1, 0), 64: (4, 2, 1)}[self.image_size]
+        return jax.nn.tanh(ConvTranspose(3, kernel, stride, padding, name="conv5")(hidden))
 
 
 class DCGANDiscriminator(nn.Module):
-    """images f32[B, 32, 32, 3] -> score logits f32[B]; channels w, 2w, 4w, 8w, 1; BatchNorm on all but first and last."""
+    """images f32[B, S, S, 3] -> score logits f32[B]; channels w, 2w, 4w, 8w, 1; BatchNorm on all but first and last."""
 
     width: int
+    image_size: int = 32
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -33,4 +39,5 @@ class DCGANDiscriminator(nn.Module):
             if index > 1:
                 hidden = BatchNorm(scale_init=dcgan_scale_init, name=f"bn{index}")(hidden, train)
             hidden = jax.nn.leaky_relu(hidden, 0.2)
-        return Conv(1, 2, 2, 0, dcgan_kernel_init, name="conv5")(hidden)[:, 0, 0, 0]
+        kernel, stride = {32: (2, 2), 64: (4, 1)}[self.image_size]
+        return Conv(1, kernel, stride, 0, dcgan_kernel_init, name="conv5")(hidden)[:, 0, 0, 0]

@@ -43,7 +43,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """images f32[B, 32, 32, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K]."""
+    """images f32[B, S, S, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K]."""
 
     name_: str
     num_classes: int

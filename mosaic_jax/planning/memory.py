@@ -11,7 +11,6 @@ import numpy as np
 
 from mosaic_jax.config import Config, GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.models import (
-    IMAGE_SHAPE,
     build_classifier,
     build_generator,
     build_meta_model,
@@ -81,7 +80,7 @@ def _bytes_on_a_device(tree: PyTree, where: PyTree) -> int:
 def step_activations(problem: Problem, stage: Stage) -> int:
     """Bytes that the gradients of a step keep from the forward to the backward pass; of one client in a stage of clients."""
     config, num_classes = problem.config, problem.num_classes
-    networks = config.model, num_classes, config.precision
+    networks = config.model, num_classes, config.precision, config.data.image_size
     if stage.name == "generators":
         return _of_gan(config.generator, *networks, needs_classifier(problem))
     if stage.name == "meta":
@@ -101,13 +100,17 @@ def expert_bytes(problem: Problem) -> int:
     """Bytes that one more expert takes while it runs on the images of a distillation step: its layers, and itself if it is
     recomputed."""
     config = problem.config
-    forward = _of_forward(config.model, problem.num_classes, config.precision, distill_images(config))
+    forward = _of_forward(config.model, problem.num_classes, config.precision, config.data.image_size, distill_images(config))
     made = config.experts == "parameters" and not problem.expert_plan.stored
     return forward + (num_bytes(jax.eval_shape(problem.classifier.init, jax.random.key(0))) if made else 0)
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _images(count: int, size: int) -> jax.ShapeDtypeStruct:
+    return _floats(count, size, size, 3)
 
 
 def _classifier(model: ModelConfig, num_classes: int, precision: str) -> tuple[Classifier, Variables]:
@@ -117,23 +120,25 @@ def _classifier(model: ModelConfig, num_classes: int, precision: str) -> tuple[C
 
 # Traced once for the sections of a configuration that they depend on: a run asks several times.
 @functools.cache
-def _of_classifier(model: ModelConfig, num_classes: int, precision: str, batch_size: int) -> int:
+def _of_classifier(model: ModelConfig, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
     classifier, shapes = _classifier(model, num_classes, precision)
-    return _kept_for_gradients(lambda v, x: classifier.apply(v, x, True)[0], shapes, _floats(batch_size, *IMAGE_SHAPE))
+    return _kept_for_gradients(lambda v, x: classifier.apply(v, x, True)[0], shapes, _images(batch_size, image_size))
 
 
 @functools.cache
-def _of_forward(model: ModelConfig, num_classes: int, precision: str, batch_size: int) -> int:
+def _of_forward(model: ModelConfig, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
     """What goes into the widest layer and what comes out of it."""
     classifier, shapes = _classifier(model, num_classes, precision)
-    jaxpr = jax.make_jaxpr(lambda v, x: classifier.apply(v, x, False)[0])(shapes, _floats(batch_size, *IMAGE_SHAPE))
+    jaxpr = jax.make_jaxpr(lambda v, x: classifier.apply(v, x, False)[0])(shapes, _images(batch_size, image_size))
     return 2 * max(num_bytes(variable.aval) for equation in jaxpr.eqns for variable in equation.outvars)
 
 
 @functools.cache
-def _of_gan(gan: GeneratorConfig, model: ModelConfig, num_classes: int, precision: str, with_classifier: bool) -> int:
+def _of_gan(
+    gan: GeneratorConfig, model: ModelConfig, num_classes: int, precision: str, image_size: int, with_classifier: bool
+) -> int:
     classifier, classifier_shapes = _classifier(model, num_classes, precision)
-    judge, generator = judge_of(gan, classifier, precision), build_generator(gan, precision)
+    judge, generator = judge_of(gan, classifier, precision, image_size), build_generator(gan, precision, image_size)
     judges, generators = (jax.eval_shape(network.init, jax.random.key(0)) for network in (judge, generator))
 
     def judged(generators: Variables, noise: jax.Array, judges: Variables, classifier_shapes: Variables) -> tuple:
@@ -141,7 +146,7 @@ def _of_gan(gan: GeneratorConfig, model: ModelConfig, num_classes: int, precisio
         seen = (judge.apply(judges, fake, True)[0],)
         return (*seen, classifier.apply(classifier_shapes, fake, True)[0]) if with_classifier else seen
 
-    images = _floats(gan.batch_size, *IMAGE_SHAPE)
+    images = _images(gan.batch_size, image_size)
     of_both = 2 * _kept_for_gradients(lambda v, x: judge.apply(v, x, True)[0], judges, images)
     noise = _floats(gan.batch_size, gan.latent_size)
     return max(of_both, _kept_for_gradients(judged, generators, noise, judges, classifier_shapes))

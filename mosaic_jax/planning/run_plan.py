@@ -6,7 +6,10 @@ import jax
 
 from mosaic_jax import ops
 from mosaic_jax.config import Config
+from mosaic_jax.data.partition import describe
+from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
+from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.mapping import Plan, create_cpu_devices
 from mosaic_jax.models import judge_of
 from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
@@ -43,14 +46,15 @@ class RunPlan(NamedTuple):
     shortage: Shortage | None
 
 
-def plan_run(config: Config) -> RunPlan:
+def plan_run(config: Config, console: Console | None = None) -> RunPlan:
     """The plan of a run on this machine; raises ConfigError where training would, but for what does not fit into memory."""
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
-    problem, stages = fit(build_problem(config, load(config.data.source, config.data.image_size)))
+    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
+    problem, stages = fit(build_problem(config, dataset, read_table(config.partition, dataset.class_names)))
     title = (
         f"{config.method}, seed {config.seed}: {config.data.source}, {len(problem.dataset.train_labels)} training images, "
-        f"{problem.num_classes} classes, {problem.num_clients} clients"
+        f"{problem.num_classes} classes, {describe(config.partition)}"
     )
     return RunPlan(
         title, _networks(problem, [stage.name for stage in stages]), stages, problem.client_plan, choice(problem), capacity(),
@@ -70,7 +74,8 @@ def _networks(problem: Problem, stages: list[str]) -> tuple[Network, ...]:
     if "auxiliary" in stages:
         found.append(network("auxiliary classifier", classifier, each, clients))
     if "generators" in stages:
-        judge = judge_of(problem.config.generator, problem.classifier, problem.config.precision)
+        config = problem.config
+        judge = judge_of(config.generator, problem.classifier, config.precision, config.data.image_size)
         found.append(network("generator", jax.eval_shape(problem.generator.init, key), each, clients))
         found.append(network("discriminator", jax.eval_shape(judge.init, key), each, clients))
     if "experts" in stages:

@@ -89,7 +89,7 @@ def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
         return np.asarray(jax.jit(lambda c, b: for_each_client(one, (c, b), plan=plan))(clients, batches))
 
     validation = counts(dataset.train_images, dataset.train_labels, problem.splits.validation)
-    return _client_summary(validation, counts(dataset.test_images, dataset.test_labels, problem.splits.test))
+    return _client_summary(validation, counts(problem.client_test_images, dataset.test_labels, problem.splits.test))
 
 
 def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any], list[list[int]]]:

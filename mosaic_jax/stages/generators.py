@@ -85,7 +85,7 @@ def generators_stage(problem: Problem) -> Stage:
     """Every client's GAN for its own number of steps, the clients mapped; the output is what they upload, Variables [C, ...]."""
     config, gan = problem.config, problem.config.generator
     separate = gan.discriminator == "separate"
-    discriminator = judge_of(gan, problem.classifier, config.precision)
+    discriminator = judge_of(gan, problem.classifier, config.precision, config.data.image_size)
     real = real_indices(problem)
     num_steps = steps_per_client(np.array([len(r) for r in real]), gan.num_epochs, gan.batch_size, gan.num_steps)
     ids = np.arange(problem.num_clients)

@@ -1,5 +1,6 @@
 """What a run works on, and what a stage is."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.data.augment import crop_flip, decode
+from mosaic_jax.data.feature_skew import skew
+from mosaic_jax.data.named import with_own_settings
 from mosaic_jax.data.partition import partition
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
@@ -19,13 +22,17 @@ from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, 
 class Problem(NamedTuple):
     """A configuration with its networks and its data dealt to clients.
 
+    config: with the data set's own settings in the place of auto.
     label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
     partition_counts: i64[C, K] counts all images dealt, as papers print them. client_plan, expert_plan: how both are mapped.
+    Under feature skew the dataset's training images are those that the clients see, and client_test_images: u8[N, S, S, 3] the
+    test images as the client of each one's test share sees it; dataset.test_images, on which the server is judged, stay as read.
     """
 
     config: Config
     dataset: Dataset
     splits: Splits
+    client_test_images: np.ndarray
     partition_counts: np.ndarray
     label_counts: np.ndarray
     classifier: Classifier
@@ -47,7 +54,7 @@ class Problem(NamedTuple):
         return self.label_counts.sum(axis=1)
 
     def decode(self, images: jax.Array) -> jax.Array:
-        """u8[..., 32, 32, 3] -> f32 in the run's image range."""
+        """u8[..., S, S, 3] -> f32 in the run's image range."""
         return decode(images, self.config.data)
 
     def preprocess(self, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -55,17 +62,18 @@ class Problem(NamedTuple):
         return self.decode(crop_flip(key, images) if self.config.data.augment == "crop_flip" else images)
 
     def train_arrays(self) -> tuple[jax.Array, jax.Array]:
-        """All training images u8[N, 32, 32, 3] and labels i32[N] on the device."""
+        """All training images u8[N, S, S, 3] and labels i32[N] on the device."""
         return jnp.asarray(self.dataset.train_images), jnp.asarray(self.dataset.train_labels)
 
 
-def build_problem(config: Config, dataset: Dataset) -> Problem:
+def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = None) -> Problem:
     """Deal the data to clients, build the networks and plan their mapping, as if everything fitted into memory.
 
-    Raises ConfigError where a stage could not run.
+    table: integers [C, K], what `partition.table` holds. Raises ConfigError where a stage could not run.
     """
     _check_cohort(config)
-    dealt = partition(dataset.train_labels, config.partition, config.seed)
+    config = dataclasses.replace(config, data=with_own_settings(config.data))
+    dealt = partition(dataset.train_labels, config.partition, config.seed, table)
     splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
     num_classes = len(dataset.class_names)
     for client, indices in enumerate(splits.train):
@@ -76,12 +84,15 @@ def build_problem(config: Config, dataset: Dataset) -> Problem:
         raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
     return Problem(
         config=config,
-        dataset=dataset,
+        dataset=dataset._replace(
+            train_images=skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
+        ),
         splits=splits,
+        client_test_images=skew(dataset.test_images, splits.test, config.partition, config.seed, "test"),
         partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
         label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
         classifier=build_classifier(config.model, num_classes, config.precision),
-        generator=build_generator(config.generator, config.precision),
+        generator=build_generator(config.generator, config.precision, config.data.image_size),
         meta_model=build_meta_model(config.meta, num_classes, num_classes),
         client_plan=make_plan(config.mapping, config.partition.num_clients),
         expert_plan=make_expert_plan(config.mapping, config.memory, num_classes, stored_fit=True, fitting=num_classes),

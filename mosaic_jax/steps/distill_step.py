@@ -55,7 +55,7 @@ def synthetic_images(
 ) -> jax.Array:
     """samples_per_client images of every client's generator, in client order.
 
-    generators: leaves f32[C, ...] -> f32[C * samples_per_client, 32, 32, 3] in [-1, 1].
+    generators: leaves f32[C, ...] -> f32[C * samples_per_client, S, S, 3] in [-1, 1].
     """
     num_clients = jax.tree.leaves(generators)[0].shape[0]
     noise = jax.random.normal(key, (num_clients, samples_per_client, generator.latent_size))
@@ -85,7 +85,7 @@ def distill_step(
 ) -> tuple[StudentState, DistillInfo]:
     """One Adam step of the student on `distillation_loss`; its BatchNorm sees the synthetic batch or stays in eval mode.
 
-    images: f32[B, 32, 32, 3]; teacher_logits: f32[B, K]; weights: f32[B] or None. Source: SPEC stage 6.
+    images: f32[B, S, S, 3]; teacher_logits: f32[B, K]; weights: f32[B] or None. Source: SPEC stage 6.
     """
     train = config.student_batch_norm == "batch"
     variables = state.variables

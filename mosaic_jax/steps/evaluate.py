@@ -13,7 +13,7 @@ Predict = Callable[[jax.Array], PyTree]
 def confusion_matrix(predict: Predict, batches: tuple[jax.Array, jax.Array, jax.Array], num_classes: int) -> PyTree:
     """counts[a, b] = images of class a predicted as class b, over batches, one scan.
 
-    predict: images u8[B, 32, 32, 3] -> logits f32[B, K], or a pytree of several models' logits; batches: images u8[N, B, ...],
+    predict: images u8[B, S, S, 3] -> logits f32[B, K], or a pytree of several models' logits; batches: images u8[N, B, ...],
     labels i32[N, B], valid bool[N, B] (False pads the last batch and is not counted) -> i32[K, K] for each model.
     """
 

@@ -12,7 +12,7 @@ from mosaic_jax.losses import batch_diversity, batch_statistics_loss, binary_cro
 from mosaic_jax.trees import moving_average
 from mosaic_jax.types import Classifier, Discriminator, Generator, PyTree, Variables
 
-# (key, images f32[B, 32, 32, 3]) -> images, differentiable: what the discriminator sees of real and generated images alike.
+# (key, images f32[B, S, S, 3]) -> images, differentiable: what the discriminator sees of real and generated images alike.
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -109,7 +109,7 @@ def generator_step(
 ) -> tuple[GanState, GanInfo]:
     """One step of one client: D on real and generated images, then G through the D just updated.
 
-    real: f32[B, 32, 32, 3]; noise: f32[B, Z]; keys: key[3], the augmentations of real, of generated (D) and generated (G).
+    real: f32[B, S, S, 3]; noise: f32[B, Z]; keys: key[3], the augmentations of real, of generated (D) and generated (G).
     """
     optimizer = gan_optimizer(config)
 
@@ -141,7 +141,7 @@ def generator_step(
 
 
 def sample_images(generator: Generator, variables: Variables, noise: jax.Array, batch_norm: str) -> jax.Array:
-    """Images of one generator: noise f32[B, Z] -> f32[B, 32, 32, 3], BatchNorm on running ("eval") or batch statistics."""
+    """Images of one generator: noise f32[B, Z] -> f32[B, S, S, 3], BatchNorm on running ("eval") or batch statistics."""
     images, _ = generator.apply(variables, noise, batch_norm == "batch")
     return jax.lax.stop_gradient(images)
 

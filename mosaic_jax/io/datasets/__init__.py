@@ -1,0 +1,89 @@
+"""Labelled images from the benchmarks' official files, TFDS, folders, .npz or scikit-learn, as one `Dataset` of bytes."""
+
+import shlex
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+
+from mosaic_jax.config import ConfigError
+from mosaic_jax.io.console import Console
+from mosaic_jax.io.datasets import folder, npz, placed, prepared
+from mosaic_jax.io.datasets.cache import cached
+from mosaic_jax.io.datasets.digits import digits
+from mosaic_jax.io.datasets.found import Found, Images, Missing, one_line
+from mosaic_jax.io.datasets.pixels import decode
+from mosaic_jax.sources import BENCHMARKS, benchmark_of, unknown_source
+from mosaic_jax.types import Dataset
+
+SHOWN_FROM = 5_000  # images; fewer are decoded before a progress bar is worth a look
+
+
+def load(source: str, image_size: int, *, directory: str = "", console: Console | None = None) -> Dataset:
+    """All images of a source: u8[N, image_size, image_size, 3], mapped from the decoded copy on disk, and i32[N] labels.
+
+    source: a short name of BENCHMARKS: a copy that TFDS has prepared in `directory`, otherwise the official files there;
+    `tfds:NAME[/CONFIG][:VERSION]`, `folder:PATH`, `npz:PATH` or `digits`, as their modules say.
+    directory: data.dir, where it is empty TFDS's own. console: hears of progress and of what is not kept.
+
+    Needs no TensorFlow and never touches the network. Raises ConfigError, one line naming what is wrong and the remedy, for
+    anything that cannot be read as described.
+    """
+    if complaint := unknown_source(source):
+        raise ConfigError(f"data.source={source}: {complaint}")
+    if source == "digits":
+        return digits(image_size)
+    console = console or Console(quiet=True)
+
+    def decode_all(images: Images, put: Callable[[int, int, np.ndarray], None]) -> None:
+        count = images.num_train + images.num_test
+        shown = console.progress("decoding", count, unit="images") if count >= SHOWN_FROM else nullcontext()
+        with shown as progress:
+            decode(images, image_size, put, progress.advance if progress is not None else lambda count: None)
+
+    try:
+        dataset = cached(find(source, directory), image_size, decode_all, console)
+    except OSError as error:
+        raise ConfigError(f"data.source={source} cannot be read ({one_line(error)}): check path and permissions") from error
+    benchmark = benchmark_of(source)
+    if benchmark and len(dataset.class_names) != benchmark.num_classes:
+        raise ConfigError(
+            f"data.source={source} has {len(dataset.class_names)} classes, {benchmark.title} has {benchmark.num_classes}: "
+            "name the copy that is meant by another --data-dir"
+        )
+    untrained = np.setdiff1d(dataset.test_labels, dataset.train_labels)
+    if len(untrained):
+        raise ConfigError(
+            f"data.source={source} has test images of class {dataset.class_names[untrained[0]]!r} and no training images of it: "
+            "remove them or add some"
+        )
+    return dataset
+
+
+def find(source: str, directory: str) -> Found:
+    """Where the images of a source are; raises ConfigError where they are not."""
+    kind, _, place = source.partition(":")
+    if kind == "folder":
+        return folder.find(place)
+    if kind == "npz":
+        return npz.find(place)
+    option = f" --data-dir {shlex.quote(directory)}" if directory else ""
+    remedy = f"prepare it once with `mosaic-jax prepare {source}{option}`, or take data.source=digits, which needs no files"
+    return prepared.find(place, directory, source, remedy) if kind == "tfds" else _benchmark(source, directory, remedy)
+
+
+def _benchmark(name: str, directory: str, remedy: str) -> Found:
+    """What TFDS has prepared, else the official files."""
+    root, in_tfds = placed.data_directory(directory), BENCHMARKS[name].tfds
+    refusal: ConfigError | None = None
+    # A look that costs nothing, where importing TFDS costs a second; official files may lie in a folder of the same name.
+    if in_tfds and any((root / in_tfds).glob("*/dataset_info.json")):
+        try:
+            return prepared.find(in_tfds, str(root), name, remedy)
+        except ConfigError as error:
+            refusal = error
+    found = placed.find(name, directory)
+    if found is None:
+        there = "in" if root.is_dir() else "in the missing folder"
+        raise refusal or Missing(f"data.source={name}: no prepared copy and no official files, complete, {there} {root}: {remedy}")
+    return found
