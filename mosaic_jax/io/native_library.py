@@ -35,7 +35,7 @@ def set_lowering(name: str, warning: Callable[[str], None]) -> None:
     if name in ("auto", "native") and jax.default_backend() == "cpu":
         try:
             native.register(library())
-        except NoLibrary as reason:
+        except (NoLibrary, OSError) as reason:  # OSError: compiled, but not to be loaded (a file system without execution)
             if name == "native":
                 raise ConfigError(f"mapping.convolution=native: {reason}; {INSTALL}") from reason
             warning(f"convolutions are left to XLA, which takes longer: {reason}; {INSTALL}")

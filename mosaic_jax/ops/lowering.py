@@ -18,8 +18,8 @@ def set_lowering(name: str) -> None:
     """Choose how operations are lowered from now on (config field `mapping.convolution`); compiled functions keep theirs.
 
     grouped: plain `lax.conv_general_dilated`, whose vmap over kernels is a grouped convolution. map: the forms of ops/canonical,
-    one client after another. native: the C++ of ops/native for float32 on a CPU, map for the rest. auto: on a CPU native where it is
-    registered and map where not, grouped elsewhere, decided when a function is traced.
+    one client after another. native: the C++ of ops/native for float32 on a CPU, map for the rest. auto: on a CPU native where it
+    is registered and map where not, grouped elsewhere, decided when a function is traced.
     Raises ConfigError for another name.
     """
     global _lowering

@@ -16,8 +16,8 @@ class Row:
     """One piece of work.
 
     what: the command's WHAT; name: what `--only` takes; stage: the stage of `mosaic_jax.stages` that does it.
-    settings: dotted names and values, the defaults elsewhere; tolerance: of the losses against the twin's, relative; first_tolerance:
-    the same of the very first step, where rounding has not met an optimizer yet.
+    settings: dotted names and values, the defaults elsewhere; tolerance: of the losses against the twin's, relative;
+    first_tolerance: the same of the very first step, where rounding has not met an optimizer yet.
     num_images: of the random training set; num_prototypes: what the meta model trains on.
     """
 
