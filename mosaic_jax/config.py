@@ -284,7 +284,8 @@ class Config:
 
 # Where and how the work is done, not what is computed: a run goes on with others than it began with.
 PLACEMENT = (
-    "data.dir", "mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "memory.limit_gib", "memory.experts",
+    "data.dir", "mapping.client_chunk", "mapping.num_devices", "mapping.expert_chunk", "mapping.convolution", "memory.limit_gib",
+    "memory.experts",
 )  # fmt: skip
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
