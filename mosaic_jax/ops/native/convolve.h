@@ -198,7 +198,7 @@ inline void correlate(ThreadPool* pool, const Geometry& g, bool transposed, cons
   // A kernel too large for the cache is read once for each group: as many images as it takes for that to cost little.
   const int64_t wanted = std::max(kGroupFloats, std::min<int64_t>(weights / 2, 16 * kGroupFloats));
   int64_t group = std::clamp<int64_t>(wanted / std::max<int64_t>(image, 1), 1, c.batch);
-  if (pool) group = std::min(group, std::max<int64_t>(1, c.batch / (4 * pool->num_threads())));
+  if (pool) group = std::min(group, std::max<int64_t>(1, c.batch / (2 * pool->num_threads())));
   const int64_t groups = (c.batch + group - 1) / group;
   share(pool, groups, [&](int64_t index) {
     const int64_t first = index * group, count = std::min(group, c.batch - first);
