@@ -14,7 +14,7 @@ from mosaic_jax.config import GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.models.attention_meta import AttentionMeta
 from mosaic_jax.models.cnn import CNN
 from mosaic_jax.models.dcgan import DCGANDiscriminator, DCGANGenerator
-from mosaic_jax.models.layers import Statistics
+from mosaic_jax.models.layers import Statistics, narrowed
 from mosaic_jax.models.resnet import BLOCKS, EXPANSION, ResNet
 from mosaic_jax.types import Classifier, Discriminator, Generator, MetaModel, PyTree, Variables
 
@@ -42,14 +42,21 @@ class _Network:
         return outputs.astype(jnp.float32), moved.get("batch_stats", {})
 
 
-def build_classifier(config: ModelConfig, num_classes: int, precision: str = "float32") -> Classifier:
-    """The client, global and student network that a configuration names; see `types.Classifier`."""
+def build_classifier(
+    config: ModelConfig, num_classes: int, precision: str = "float32", rate: float = 1.0, scaler: bool = False
+) -> Classifier:
+    """The client, global and student network that a configuration names; see `types.Classifier`.
+
+    rate: a narrower version of it in which every layer has ceil(rate * channels) of its channels, all K outputs and the same
+    tree of parameters; see `models.channels`. scaler: in train mode what goes into a BatchNorm is divided by the rate (HeteroFL).
+    """
+    divisor = rate if scaler else 1.0
     if config.name == "cnn":
-        module: Any = CNN(num_classes, config.width)
-        feature_size = 8 * config.width
+        module: Any = CNN(num_classes, config.width, rate, divisor)
+        feature_size = narrowed(8 * config.width, rate)
     else:
-        module = ResNet(config.name, num_classes, config.width)
-        feature_size = 8 * config.width * EXPANSION[BLOCKS[config.name][0]]
+        module = ResNet(config.name, num_classes, config.width, rate, divisor)
+        feature_size = narrowed(8 * config.width * EXPANSION[BLOCKS[config.name][0]], rate)
     network = _Network(module, precision)
 
     def input_statistics(variables: Variables, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree, tuple]:

@@ -4,24 +4,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics
+from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed, scaled
 
 
 class CNN(nn.Module):
-    """images f32[B, S, S, 3] -> features f32[B, 8 * width] (mean over S/8 x S/8 positions) -> logits f32[B, K]."""
+    """images f32[B, S, S, 3] -> features f32[B, 8 * width] (mean over S/8 x S/8 positions) -> logits f32[B, K].
+
+    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `layers.scaled`.
+    """
 
     num_classes: int
     width: int
+    rate: float = 1.0
+    divisor: float = 1.0
 
     def setup(self) -> None:
-        self.convs = [Conv(self.width * 2**index, 3, 1 if index == 0 else 2, 1, name=f"conv{index + 1}") for index in range(4)]
+        channels = [narrowed(self.width * 2**index, self.rate) for index in range(4)]
+        self.convs = [Conv(channels[index], 3, 1 if index == 0 else 2, 1, name=f"conv{index + 1}") for index in range(4)]
         self.norms = [BatchNorm(name=f"bn{index + 1}") for index in range(4)]
         self.linear = Linear(self.num_classes)
 
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
         hidden = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            hidden = jax.nn.relu(norm(conv(hidden), train, record))
+            hidden = jax.nn.relu(norm(scaled(conv(hidden), self.divisor, train), train, record))
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
 
     def head(self, features: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Layers shared by the networks: convolutions through `mosaic_jax.ops` and BatchNorm with PyTorch's running statistics."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,19 @@ dcgan_kernel_init = nn.initializers.normal(0.02)
 def dcgan_scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """BatchNorm scales of the DCGAN start: N(1, 0.02)."""
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def narrowed(channels: int, rate: float) -> int:
+    """Channels that a network of width rate `rate` in (0, 1] has where the full one has `channels`: ceil(rate * channels)."""
+    return max(1, math.ceil(round(rate * channels, 6)))  # rounded first: 0.07 * 100 is a little more than 7
+
+
+def scaled(outputs: jax.Array, divisor: float, train: bool) -> jax.Array:
+    """HeteroFL's scaler between a convolution and its BatchNorm: train: outputs / divisor; eval: outputs.
+
+    So that channels trained in a narrow network are of the full network's size (arXiv 2010.01264, section 3).
+    """
+    return outputs / divisor if train and divisor != 1.0 else outputs
 
 
 class Conv(nn.Module):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics
+from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed, scaled
 
 BLOCKS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -17,11 +17,17 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 class Block(nn.Module):
-    """Residual block: basic is two 3x3 convolutions, bottleneck is 1x1, 3x3 and 1x1 with four times the width out."""
+    """Residual block: basic is two 3x3 convolutions, bottleneck is 1x1, 3x3 and 1x1 with four times the width out.
+
+    project: whether a convolution leads past the others; rate, divisor: as of `ResNet`.
+    """
 
     kind: str
     width: int
     stride: int
+    project: bool
+    rate: float = 1.0
+    divisor: float = 1.0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None) -> jax.Array:
@@ -32,36 +38,45 @@ class Block(nn.Module):
         }[self.kind]
         hidden = images
         for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
-            hidden = Conv(channels, kernel, stride, padding, name=f"conv{index}")(hidden)
-            hidden = BatchNorm(name=f"bn{index}")(hidden, train, record)
+            hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden)
+            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor, train), train, record)
             if index < len(layers):
                 hidden = jax.nn.relu(hidden)
-        if self.stride != 1 or images.shape[-1] != out:
-            images = Conv(out, 1, self.stride, 0, name="shortcut_conv")(images)
-            images = BatchNorm(name="shortcut_bn")(images, train, record)
+        if self.project:
+            images = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images)
+            images = BatchNorm(name="shortcut_bn")(scaled(images, self.divisor, train), train, record)
         return jax.nn.relu(hidden + images)
 
 
 class ResNet(nn.Module):
-    """images f32[B, S, S, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K]."""
+    """images f32[B, S, S, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K].
+
+    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `layers.scaled`.
+    """
 
     name_: str
     num_classes: int
     width: int
+    rate: float = 1.0
+    divisor: float = 1.0
 
     def setup(self) -> None:
         kind, counts = BLOCKS[self.name_]
-        self.conv1 = Conv(self.width, 3, 1, 1)
+        self.conv1 = Conv(narrowed(self.width, self.rate), 3, 1, 1)
         self.bn1 = BatchNorm()
-        self.blocks = [
-            Block(kind, self.width * 2**stage, stride=2 if stage > 0 and index == 0 else 1, name=f"layer{stage + 1}_{index}")
-            for stage, count in enumerate(counts)
-            for index in range(count)
-        ]
+        blocks, source = [], self.width
+        for stage, count in enumerate(counts):
+            width, out = self.width * 2**stage, self.width * 2**stage * EXPANSION[kind]
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                project = stride != 1 or source != out  # of full widths: networks of all rates have the same layers
+                blocks.append(Block(kind, width, stride, project, self.rate, self.divisor, name=f"layer{stage + 1}_{index}"))
+                source = out
+        self.blocks = blocks
         self.linear = Linear(self.num_classes)
 
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
-        hidden = jax.nn.relu(self.bn1(self.conv1(images), train, record))
+        hidden = jax.nn.relu(self.bn1(scaled(self.conv1(images), self.divisor, train), train, record))
         for block in self.blocks:
             hidden = block(hidden, train, record)
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
