@@ -4,6 +4,8 @@ A space is named after the layer that makes it. The layers whose outputs are add
 stem or the projecting block that opens the stream, and each block after it up to the next that projects.
 """
 
+import functools
+
 import jax
 
 from mosaic_jax.config import ModelConfig
@@ -21,13 +23,18 @@ def channel_axes(config: ModelConfig) -> Variables:
 
     None stands for an axis that is never cut: heights and widths of kernels, RGB, classes. The same for networks of all rates.
     """
-    return _axes(config, _shapes(config))
+    spaces = _cnn_spaces() if config.name == "cnn" else _resnet_spaces(config.name, _shapes(config).params)
+
+    def axes(path: tuple, leaf: jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
+        source, own = spaces[".".join(key.key for key in path[:-1])]
+        return {4: (None, None, source, own), 2: (source, own), 1: (own,)}[len(leaf.shape)]
+
+    return Variables(*(jax.tree_util.tree_map_with_path(axes, part) for part in _shapes(config)))
 
 
 def channel_sizes(config: ModelConfig, rate: float = 1.0) -> dict[str, int]:
     """{space: channels that a network of this rate has in it}, ceil(rate * full size)."""
-    shapes = _shapes(config)
-    return {space: narrowed(size, rate) for space, size in sizes_of(shapes, _axes(config, shapes)).items()}
+    return {space: narrowed(size, rate) for space, size in sizes_of(_shapes(config), channel_axes(config)).items()}
 
 
 def sizes_of(variables: Variables, axes: Variables) -> dict[str, int]:
@@ -46,18 +53,9 @@ def feature_space(axes: Variables) -> str:
     return axes.params["linear"]["kernel"][0]
 
 
+@functools.cache  # a deep network takes seconds to trace
 def _shapes(config: ModelConfig) -> Variables:
     return jax.eval_shape(build_classifier(config, 2).init, jax.random.key(0))
-
-
-def _axes(config: ModelConfig, shapes: Variables) -> Variables:
-    spaces = _cnn_spaces() if config.name == "cnn" else _resnet_spaces(config.name, shapes.params)
-
-    def axes(path: tuple, leaf: jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
-        source, own = spaces[".".join(key.key for key in path[:-1])]
-        return {4: (None, None, source, own), 2: (source, own), 1: (own,)}[len(leaf.shape)]
-
-    return Variables(*(jax.tree_util.tree_map_with_path(axes, part) for part in shapes))
 
 
 def _cnn_spaces() -> Spaces:

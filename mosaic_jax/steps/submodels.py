@@ -86,26 +86,31 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
     """
     sizes = sizes_of(old, axes)
 
-    def add(sums: tuple[Variables, Variables], client: Group) -> tuple[tuple[Variables, Variables], None]:
+    def add(sums: tuple[Variables, dict], client: Group) -> tuple[tuple[Variables, dict], None]:
+        held = {space: _spread(jnp.ones(own.shape), own, sizes[space], 0) for space, own in client.channels.items()}
+
         def total(so_far: jax.Array, leaf: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
             return so_far + client.weights.astype(leaf.dtype) * _insert(leaf, names, client.channels, sizes)
 
-        def weight(so_far: jax.Array, leaf: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-            held = jnp.full(_cut_shape(leaf, names), client.weights.astype(leaf.dtype))
-            return so_far + _insert(held, names, client.channels, sizes)
+        def weight(so_far: jax.Array, spaces: tuple[str, ...]) -> jax.Array:
+            own = client.weights.astype(so_far.dtype)
+            for space in spaces:
+                own = own[..., None] * held[space]
+            return so_far + own
 
-        return (jax.tree.map(total, sums[0], client.variables, axes), jax.tree.map(weight, sums[1], client.variables, axes)), None
+        return (jax.tree.map(total, sums[0], client.variables, axes), {key: weight(sums[1][key], key) for key in sums[1]}), None
 
-    # Of axes that are never cut the sum of weights has length one.
-    sums = (
-        jax.tree.map(jnp.zeros_like, old),
-        jax.tree.map(lambda leaf, names: jnp.zeros(_cut_shape(leaf, names), leaf.dtype), old, axes),
-    )
+    # The sum of weights is the same for all leaves of the same spaces, whatever their axes that are never cut.
+    keys = {_spaces(names) for names in jax.tree.leaves(axes, is_leaf=lambda x: type(x) is tuple)}
+    sums = jax.tree.map(jnp.zeros_like, old), {key: jnp.zeros([sizes[space] for space in key]) for key in sorted(keys)}
     for group in groups:
         sums, _ = jax.lax.scan(add, sums, Group(*group))
-    return jax.tree.map(
-        lambda leaf, total, weight: jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), leaf), old, *sums
-    )
+
+    def mean(leaf: jax.Array, total: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        weight = sums[1][_spaces(names)].reshape([1 if name is None else sizes[name] for name in names]).astype(leaf.dtype)
+        return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), leaf)
+
+    return jax.tree.map(mean, old, sums[0], axes)
 
 
 def aggregate_classes(fallback: Variables, groups: Sequence[Group], axes: Variables) -> Variables:
@@ -129,8 +134,8 @@ def pad_features(features: jax.Array, channels: jax.Array, size: int) -> jax.Arr
     return _spread(features, channels, size, features.ndim - 1)
 
 
-def _cut_shape(leaf: jax.Array, names: tuple[str | None, ...]) -> tuple[int, ...]:
-    return tuple(1 if name is None else size for name, size in zip(names, leaf.shape, strict=True))
+def _spaces(names: tuple[str | None, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name is not None)
 
 
 def _insert(leaf: jax.Array, names: tuple[str | None, ...], channels: Channels, sizes: Sizes) -> jax.Array:
