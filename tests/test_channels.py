@@ -86,7 +86,7 @@ def assert_close(found: Any, expected: Any, rtol: float = 1e-5) -> None:
 def test_networks_of_all_rates_have_one_tree_and_the_shapes_that_the_channel_spaces_say(name: str) -> None:
     config = ModelConfig(name, 3)
     full, axes = shapes_of(config), channel_axes(config)
-    for rate in (0.4, 0.0625):
+    for rate in (0.4,) if name in ("resnet34", "resnet101", "resnet152") else (0.4, 0.0625):  # the deep take seconds to trace
         shapes = shapes_of(config, rate)
         assert jax.tree.structure(shapes) == jax.tree.structure(full)
         sizes = channel_sizes(config, rate)
