@@ -4,29 +4,16 @@ Imports no JAX: the command line answers argument errors before JAX is loaded.
 """
 
 import dataclasses
-import difflib
-import math
-import typing
-from collections.abc import Iterator
-from typing import Any
 
+from mosaic_jax.settings import ConfigError, checked, setting, settings, show
 from mosaic_jax.sources import SOURCES, unknown_source
 
-
-class ConfigError(ValueError):
-    """A bad setting; the message is one line naming the field, the value and the remedy."""
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A dataclass field with its line of help and its valid values."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+# Methods that are federated rounds and nothing else: those in which every client has the whole network, and those that give a
+# narrower client some channels of it.
+WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
+WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
+FEDERATED = WHOLE + WIDTHS
+NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +70,37 @@ class PartitionConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     name: str = setting(
-        "resnet18", "client and global network", choices=("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+        "resnet18", "the global network and the student; the clients' too unless clients.models says otherwise", choices=NETWORKS
     )
     width: int = setting(64, "channels of the first stage; later stages double it", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
+class ClientsConfig:
+    models: tuple[str, ...] = setting(
+        (), "networks of the clients, each NAME:WIDTH as in cnn:16; client i has the (i mod number)-th; empty: all have `model`"
+    )
+    rates: tuple[float, ...] = setting(
+        (), "share of each layer's channels that each client has, one for every client; empty: all have 1", low=1e-3, high=1.0
+    )
+    rho: int = setting(0, "rates by rule: client i of C, counted from 1, has 0.5^min(4, floor(rho i / C)); 0 is off", low=0)
+    dropout_rate: float = setting(0.0, "probability that a client drops out of a round before it begins", low=0.0, high=1.0)
+    straggler_rate: float = setting(
+        0.0, "probability that what a client did in a round comes too late to count", low=0.0, high=1.0
+    )
+    scaler: bool = setting(True, "narrower clients divide what a convolution gives by their rate")
+    masked_loss: bool = setting(True, "width methods: logits of classes that a client does not hold count as 0 in its loss")
+    batch_norm: str = setting(
+        "static", "width methods, statistics of the global model: static: taken anew from the clients' images when it is judged; "
+        "averaged: the mean of the clients' running statistics", choices=("static", "averaged"),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmupConfig:
+    method: str = setting(
+        "fedavg", "federated method of the rounds that a method of several stages begins and ends with", choices=FEDERATED
+    )
     num_rounds: int = setting(300, "federated rounds before the generators", low=1)
     num_local_steps: int = setting(10, "SGD steps of each client in a round", low=1)
     batch_size: int = setting(64, "images of one local step", low=1)
@@ -165,6 +176,11 @@ class PrototypesConfig:
 class MetaConfig:
     num_steps: int = setting(250, "Adam steps of the meta model", low=0)
     batch_size: int = setting(128, "prototypes of one step", low=1)
+    source: str = setting(
+        "auto", "what it is trained on: the clients' prototypes, or generated images labelled by the class experts; auto: "
+        "prototypes where clients of all networks have the same features", choices=("auto", "prototypes", "generated"),
+    )
+    samples_per_client: int = setting(64, "source=generated: images of every client's generator", low=1)
     batches_per_epoch: int = setting(0, "batches taken before reshuffling (public code: 1); 0 walks all prototypes", low=0)
     learning_rate: float = setting(1e-3, "Adam rate", low=0.0)
     ema: float = setting(0.99, "decay of the moving average that is the teacher", low=0.0, high=0.99999)
@@ -178,8 +194,10 @@ class MetaConfig:
 class DistillConfig:
     num_steps: int = setting(1500, "Adam steps of the student", low=0)
     samples_per_client: int = setting(32, "images of every client's generator in a step", low=1)
-    teacher: str = setting("mixture", "mixture: meta model over experts; expert_sum: plain sum of expert logits",
-                           choices=("mixture", "expert_sum"))
+    teacher: str = setting(
+        "mixture", "mixture: meta model over experts; expert_sum: sum of expert logits; uniform: mean of the clients' logits",
+        choices=("mixture", "expert_sum", "uniform"),
+    )
     learning_rate: float = setting(1e-4, "Adam rate", low=0.0)
     schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
     temperature: float = setting(1.0, "softmax temperature T of the KL term", low=1e-3)
@@ -206,6 +224,16 @@ class DistillConfig:
 class FinetuneConfig:
     num_rounds: int = setting(39, "federated rounds after distillation", low=0)
     client_learning_rate: float = setting(1e-4, "SGD learning rate of the clients", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FedProxConfig:
+    mu: float = setting(0.01, "weight of the squared distance to the received model, halved", low=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FedRSConfig:
+    alpha: float = setting(0.5, "factor of the logits of classes that a client does not hold", low=0.0, high=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,12 +281,14 @@ class Config:
     seed: int = setting(0, "every random draw derives from it", low=0, high=2**31 - 1)
     method: str = setting(
         "mosaic",
-        "mosaic; fedavg: warmup + finetune rounds, all at the warm-up rate; fedavg_finetune: low-rate rounds without distilling",
-        choices=("mosaic", "fedavg", "fedavg_finetune"),
+        "mosaic; fedavg_finetune: its warm-up and low-rate rounds, nothing between; others: warmup + finetune rounds of that "
+        "federated method, all at the warm-up rate",
+        choices=("mosaic", "fedavg_finetune", *FEDERATED),
     )
     experts: str = setting(
-        "parameters", "class experts as weighted averages of client parameters, or of client logits",
-        choices=("parameters", "logits"),
+        "auto", "class experts as weighted averages of client parameters, or of client logits; auto: parameters where all "
+        "clients have the same network",
+        choices=("auto", "parameters", "logits"),
     )
     precision: str = setting(
         "float32", "of the image networks' convolutions; bf16 keeps parameters, statistics and losses float32 (for GPU and TPU)",
@@ -267,12 +297,15 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     partition: PartitionConfig = dataclasses.field(default_factory=PartitionConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    clients: ClientsConfig = dataclasses.field(default_factory=ClientsConfig)
     warmup: WarmupConfig = dataclasses.field(default_factory=WarmupConfig)
     generator: GeneratorConfig = dataclasses.field(default_factory=GeneratorConfig)
     prototypes: PrototypesConfig = dataclasses.field(default_factory=PrototypesConfig)
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
+    fedprox: FedProxConfig = dataclasses.field(default_factory=FedProxConfig)
+    fedrs: FedRSConfig = dataclasses.field(default_factory=FedRSConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mapping: MappingConfig = dataclasses.field(default_factory=MappingConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
@@ -281,6 +314,23 @@ class Config:
     def __post_init__(self) -> None:
         validate(self)
 
+    @property
+    def federated(self) -> str:
+        """The federated method of the rounds."""
+        return self.method if self.method in FEDERATED else self.warmup.method
+
+    @property
+    def client_models(self) -> tuple[ModelConfig, ...]:
+        """The network of each client, at full width."""
+        found = tuple(map(_network, self.clients.models)) or (self.model,)
+        return tuple(found[client % len(found)] for client in range(self.partition.num_clients))
+
+    @property
+    def client_rates(self) -> tuple[float, ...]:
+        """The width rate of each client."""
+        num, rho = self.partition.num_clients, self.clients.rho
+        return self.clients.rates or tuple(0.5 ** min(4, rho * (client + 1) // num) for client in range(num))
+
 
 # Where and how the work is done, not what is computed: a run goes on with others than it began with.
 PLACEMENT = (
@@ -288,84 +338,42 @@ PLACEMENT = (
     "memory.experts",
 )  # fmt: skip
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+def _network(text: str) -> ModelConfig:
+    """`cnn:16` -> the network of that name and width."""
+    name, _, width = text.partition(":")
+    if name not in NETWORKS or not width.isdecimal() or int(width) < 1:
+        raise ConfigError(f"clients.models={text}: must be NAME:WIDTH as in cnn:16, NAME one of {', '.join(NETWORKS)}")
+    return ModelConfig(name, int(width))
 
 
-class Setting(typing.NamedTuple):
-    """One setting of a Config: its dotted name, its value, its declared type, and its field with help and limits."""
-
-    name: str
-    value: Any
-    type: Any
-    field: dataclasses.Field
-
-
-def settings(config: Config) -> Iterator[Setting]:
-    """Every setting of `config`, in the order of declaration."""
-    types = typing.get_type_hints(Config)
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not dataclasses.is_dataclass(types[field.name]):
-            yield Setting(field.name, value, types[field.name], field)
-            continue
-        if not isinstance(value, types[field.name]):
-            raise ConfigError(f"{field.name}={value!r}: must be a {types[field.name].__name__}")
-        inner_types = typing.get_type_hints(types[field.name])
-        for inner in dataclasses.fields(value):
-            yield Setting(f"{field.name}.{inner.name}", getattr(value, inner.name), inner_types[inner.name], inner)
-
-
-def show(value: Any) -> str:
-    """A value as `--set` reads it."""
-    if isinstance(value, tuple | list):
-        return ",".join(map(show, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def valid_values(setting: Setting) -> str:
-    """What a setting accepts, in words: `one of a, b`, `a whole number, at least 1`, `3 numbers`."""
-    choices, low, high = (setting.field.metadata[key] for key in ("choices", "low", "high"))
-    if choices:
-        return ", ".join(map(show, choices)) if len(choices) == 1 else "one of " + ", ".join(map(show, choices))
-    lengths = typing.get_args(setting.type)
-    words = f"{len(lengths)} numbers separated by commas" if lengths else KINDS[setting.type]
-    if low is not None:
-        words += f", at least {low:g}" if high is None else f", from {low:.10g} to {high:.10g}"
-    return words
-
-
-def checked(setting: Setting) -> Any:
-    """The value in its declared type (an int where a float is meant becomes one); raises ConfigError when it is not valid."""
-
-    def scalar(value: Any, kind: type) -> Any:
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        low, high = setting.field.metadata["low"], setting.field.metadata["high"]
-        valid = type(value) is kind
-        if valid and kind in (int, float):
-            valid = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
-        if not valid:
-            raise ConfigError(f"{setting.name}={show(setting.value)}: must be {valid_values(setting)}")
-        return value
-
-    value, kinds, choices = setting.value, typing.get_args(setting.type), setting.field.metadata["choices"]
-    if kinds:
-        if not isinstance(value, tuple | list) or len(value) != len(kinds):
-            raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}")
-        return tuple(scalar(item, kind) for item, kind in zip(value, kinds, strict=True))
-    value = scalar(value, setting.type)
-    if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), map(str, choices), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}{hint}")
-    return value
+def _validate_clients(config: Config) -> None:
+    """Raises ConfigError for clients that differ in a way that the method, or their number, has no place for."""
+    clients, num = config.clients, config.partition.num_clients
+    rates, models = show(clients.rates), show(clients.models)
+    if clients.rates and clients.rho:
+        raise ConfigError(f"clients.rho={clients.rho}: clients.rates gives rates already; use one of the two")
+    if clients.rates and len(clients.rates) != num:
+        raise ConfigError(f"clients.rates={rates}: {len(clients.rates)} rates for partition.num_clients={num}; give one for each")
+    if len(clients.models) > num:
+        raise ConfigError(f"clients.models={models}: more networks than partition.num_clients={num}; give at most one for each")
+    several = len(set(config.client_models)) > 1
+    if min(config.client_rates) < 1 and config.federated not in WIDTHS:
+        field = "method" if config.method in FEDERATED else "warmup.method"
+        given = f"clients.rho={clients.rho}" if clients.rho else f"clients.rates={rates}"
+        raise ConfigError(
+            f"{given}: {field}={config.federated} gives every client the whole network; set {field} to one of {', '.join(WIDTHS)}"
+        )
+    for field, value, instead in (("experts", config.experts, "logits"), ("meta.source", config.meta.source, "generated")):
+        if several and value in ("parameters", "prototypes"):
+            raise ConfigError(f"{field}={value}: clients.models={models} have no parameters in common; use {field}={instead}")
 
 
 def validate(config: Config) -> None:
     """Raises ConfigError, one line with the field, the value and what is valid, if any setting of `config` is not valid."""
-    for setting in settings(config):
-        section, _, leaf = setting.name.rpartition(".")
-        object.__setattr__(getattr(config, section) if section else config, leaf, checked(setting))
+    for each in settings(config):
+        section, _, leaf = each.name.rpartition(".")
+        object.__setattr__(getattr(config, section) if section else config, leaf, checked(each))
     if complaint := unknown_source(config.data.source):
         raise ConfigError(f"data.source={config.data.source}: {complaint}")
     if 0.0 in config.data.std and any(config.data.std):
@@ -377,3 +385,4 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"warmup.clients_per_round={cohort}: must be at most partition.num_clients={num_clients}; use 0 for all of them"
         )
+    _validate_clients(config)

@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mosaic_jax.config import Config, ConfigError, Setting, settings, show, valid_values
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.presets import PRESETS
+from mosaic_jax.settings import Setting, item_types, settings, show, valid_values
 
 
 def load_config_file(path: str | Path) -> Config:
@@ -127,14 +128,12 @@ def parse(setting: Setting, text: str) -> Any:
             return {"true": True, "false": False}[part.strip().lower()]
         return kind(part)
 
-    kinds = typing.get_args(setting.type)
     try:
-        if not kinds:
+        if not typing.get_args(setting.type):
             return scalar(setting.type, text)
-        parts = text.strip().strip("()[]").split(",")
-        if len(parts) != len(kinds):
-            raise ValueError
-        return tuple(scalar(kind, part) for kind, part in zip(kinds, parts, strict=True))
+        text = text.strip().strip("()[]")
+        parts = [part.strip() for part in text.split(",")] if text else []
+        return tuple(scalar(kind, part) for kind, part in zip(item_types(setting, len(parts)), parts, strict=True))
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{setting.name}={text}: must be {valid_values(setting)}") from error
 

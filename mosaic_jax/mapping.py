@@ -164,17 +164,28 @@ def _mesh(plan: Plan) -> Mesh:
     return Mesh(np.array(plan.devices), (AXIS,))
 
 
-def shardings(plan: Plan, specs: PyTree, num_clients: int) -> PyTree:
-    """Where arrays live under a plan: a Sharding for each PartitionSpec.
+def shardings(plan: Plan, specs: PyTree, arrays: PyTree) -> PyTree:
+    """Where arrays live under a plan: a Sharding for each of them, or one for all on one device.
 
-    specs: a prefix of the arrays' tree. Clients that do not divide among the devices are held by all of them.
+    specs: PartitionSpecs, a prefix of the arrays' tree, or one spec for whatever it is given to. Clients that do not divide among
+    the devices are held by all of them.
     """
     if len(plan.devices) < 2:
         return one_device()
-    even = num_clients % len(plan.devices) == 0
-    return jax.tree.map(
-        lambda spec: NamedSharding(_mesh(plan), spec if even else REPLICATED), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
+    mesh = _mesh(plan)
+    if isinstance(specs, PartitionSpec) and specs == REPLICATED:
+        return NamedSharding(mesh, specs)
+
+    def where(spec: PartitionSpec, part: PyTree) -> PyTree:
+        axis = client_axis(spec)
+
+        def of_leaf(leaf: jax.Array) -> Sharding:
+            even = axis >= 0 and leaf.shape[axis] % len(plan.devices) == 0
+            return NamedSharding(mesh, spec if even else REPLICATED)
+
+        return jax.tree.map(of_leaf, part)
+
+    return jax.tree.map(where, specs, arrays, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
 
 def one_device() -> Sharding:

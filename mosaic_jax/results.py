@@ -8,7 +8,7 @@ import numpy as np
 
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.samples import save_real_and_generated
-from mosaic_jax.methods import METHODS
+from mosaic_jax.methods import stages_of
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import evaluate_models
 from mosaic_jax.stages.problem import Outputs, Problem
@@ -19,13 +19,13 @@ GRID_IMAGES = 12
 
 
 def generated(problem: Problem, generators: PyTree, num: int) -> np.ndarray:
-    """f32[C, num, 32, 32, 3], as distillation would draw them."""
+    """f32[C, num, 32, 32, 3], as distillation would draw them, of the clients that took part."""
     generator = problem.config.generator
     # Batch statistics of a handful of images would not be those of training.
     drawn = max(num, problem.config.distill.samples_per_client)
     key = key_at(problem.config.seed, "samples")
     images = jax.jit(lambda g: synthetic_images(problem.generator, g, key, drawn, generator.sampling_batch_norm))(generators)
-    return np.asarray(images).reshape(problem.num_clients, drawn, *images.shape[1:])[:, :num]
+    return np.asarray(images).reshape(-1, drawn, *images.shape[1:])[:, :num]
 
 
 def save_samples(problem: Problem, generators: PyTree, run_dir: Path) -> None:
@@ -33,14 +33,15 @@ def save_samples(problem: Problem, generators: PyTree, run_dir: Path) -> None:
     path = run_dir / "samples" / "generators.png"
     if path.exists():
         return
-    real = np.stack([problem.dataset.train_images[np.resize(own, GRID_IMAGES)] for own in problem.splits.train])
+    shown = [np.resize(problem.splits.train[client], GRID_IMAGES) for client in problem.participants]
+    real = np.stack([problem.dataset.train_images[indices] for indices in shown])
     save_real_and_generated(path, real, generated(problem, generators, GRID_IMAGES))
 
 
 def results_of(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str]) -> dict[str, Any]:
     """What results.json holds; accuracies are shares in 0..1, bytes and seconds are of whole stages."""
     models, confusion = evaluate_models(problem, outputs)
-    all_stages = [stage.name for stage in METHODS[problem.config.method](problem)]
+    all_stages = [stage.name for stage in stages_of(problem)]
     costs = run_directory.costs(run_dir)
     return {
         "method": problem.config.method,

@@ -25,7 +25,7 @@ from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid
 from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
-from mosaic_jax.methods import METHODS
+from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.limit import check, choice, fit, remedies
 from mosaic_jax.results import generated, results_of, save_samples
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
@@ -167,9 +167,9 @@ def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
     if "generators" not in outputs:
         raise run_directory.missing(run_dir, "generators")
     images = generated(problem, outputs["generators"], num)
-    labels = [f"client {client}" for client in range(problem.num_clients)]
+    labels = [f"client {client}" for client in problem.participants]
     save_grid(out, image_grid(images, labels))
-    console.message(f"{out}: {num} images of each of {problem.num_clients} generators")
+    console.message(f"{out}: {num} images of each of {len(problem.participants)} generators")
 
 
 def _problem(config: Config, console: Console) -> Problem:
@@ -186,8 +186,11 @@ def _problem(config: Config, console: Console) -> Problem:
         f"{problem.num_classes} classes; {describe(config.partition)}: {sizes.min()} to {sizes.max()} training images each"
     )
     if config.method == "mosaic":
-        for c in absent_classes(problem.label_counts):
+        for c in absent_classes(problem.label_counts[problem.participants]):
             console.warning(f"no client holds class {problem.dataset.class_names[c]}: its expert is the global average")
+        if len(problem.participants) < problem.num_clients:
+            absent = np.setdiff1d(np.arange(problem.num_clients), problem.participants)
+            console.warning(f"these clients never take part in the warm-up and have no generator: {', '.join(map(str, absent))}")
     problem, stages = fit(problem)
     check(problem, stages, console.warning)
     for line in choice(problem):
@@ -203,7 +206,7 @@ def _checkpoints(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoi
 def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
     outputs: Outputs = {}
     done: list[str] = []
-    stages = METHODS[run.problem.config.method](run.problem)
+    stages = stages_of(run.problem)
     names = [stage.name for stage in stages]
     if stop_after is not None and stop_after not in names:
         method = run.problem.config.method
@@ -260,7 +263,7 @@ def _advance(
     compiling = run_directory.last_value(run.directory, stage.name, "compile_seconds")
     clock = time.perf_counter()
     programs: dict[str, Any] = {}
-    home, everywhere = placements(run.problem, stage)
+    home, everywhere = placements(run.problem, stage, state)
     state, inputs, data = place((state, inputs, stage.data), (home, everywhere, everywhere))
 
     def write(values: dict[str, float]) -> None:
@@ -307,6 +310,8 @@ def _advance(
             means = _means(stage, losses, first, stop, run.problem)
             before, step = step, stop
             write(means)
+            for notice in stage.notices(before, stop):
+                run.console.warning(notice)
             if stage.watch_every and (step % stage.watch_every == 0 or step == stage.num_steps):
                 look()
             interrupted = processes.first_signal(run.signals)
@@ -347,7 +352,7 @@ def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
     problem = _problem(config, console)
     run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
     outputs: Outputs = {}
-    for stage in METHODS[config.method](problem):
+    for stage in stages_of(problem):
         if not (run_dir / "checkpoints" / stage.name).is_dir():
             break
         with naming_what_needs_memory(problem, stage.name):

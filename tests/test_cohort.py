@@ -14,11 +14,14 @@ from conftest import StoppingConsole, assert_same_run, fingerprints, series, tin
 from mosaic_jax import cli, runner
 from mosaic_jax.config import Config, ConfigError, PartitionConfig, WarmupConfig
 from mosaic_jax.config_io import with_values
-from mosaic_jax.data.sampling import batch_indices, draw_cohort
+from mosaic_jax.data.participation import draw_cohort
+from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
-from mosaic_jax.methods import METHODS
-from mosaic_jax.stages.federated import Cohort, federated_stage
+from mosaic_jax.methods import stages_of
+from mosaic_jax.stages.federated import federated_stage
+from mosaic_jax.stages.federation import Federation
+from mosaic_jax.stages.local_rounds import Cohort
 from mosaic_jax.stages.problem import Problem, Stage, build_problem
 from mosaic_jax.trees import num_bytes, weighted_mean
 from mosaic_jax.types import Dataset, PyTree
@@ -39,10 +42,10 @@ def problem_of(config: Config) -> Problem:
 
 def one_round(problem: Problem, stage: Stage, cohort: Cohort | None = None) -> PyTree:
     """The state after round 0, of the drawn cohort or another."""
-    home, everywhere = runner.placements(problem, stage)
     state = jax.tree.map(jnp.copy, jax.jit(stage.init)(()))
+    home, everywhere = runner.placements(problem, stage, state)
     state, data = jax.device_put((state, stage.data), (home, everywhere))
-    return jax.jit(stage.run)(state, (), data, cohort or stage.host((), 0), jnp.int32(0), jnp.int32(1))[0]
+    return jax.jit(stage.run)(state, (), data, (cohort,) if cohort else stage.host((), 0), jnp.int32(0), jnp.int32(1))[0]
 
 
 def assert_close(ours: PyTree, theirs: PyTree) -> None:
@@ -111,10 +114,10 @@ def test_a_cohort_of_all_clients_is_bitwise_the_run_without_cohorts(tmp_path: Pa
 
 def test_only_the_clients_of_the_cohort_have_work_and_their_batches_are_those_without_a_cohort() -> None:
     problem = problem_of(cohorts())
-    (stage,) = METHODS["fedavg"](problem)
-    (everyone,) = METHODS["fedavg"](problem_of(cohorts(0)))
+    (stage,) = stages_of(problem)
+    (everyone,) = stages_of(problem_of(cohorts(0)))
     for round_ in range(4):
-        cohort, alle = stage.host((), round_), everyone.host((), round_)
+        (cohort,), (alle,) = stage.host((), round_), everyone.host((), round_)
         assert cohort.indices.shape == (COHORT, 2, 8)
         np.testing.assert_array_equal(cohort.clients, draw_cohort(CLIENTS, COHORT, seed=0, stage="warmup", round_=round_))
         np.testing.assert_array_equal(cohort.indices, alle.indices[cohort.clients])
@@ -123,15 +126,15 @@ def test_only_the_clients_of_the_cohort_have_work_and_their_batches_are_those_wi
 def test_what_a_client_sends_does_not_depend_on_the_cohort_and_the_mean_is_weighted_over_it() -> None:
     augmented = {"data": {"augment": "crop_flip"}, "mapping": {"num_devices": 1}}
     everyone = problem_of(cohorts(0, **augmented))
-    (stage,) = METHODS["fedavg"](everyone)
-    drawn = stage.host((), 0)
-    sent = one_round(everyone, stage).clients
+    (stage,) = stages_of(everyone)
+    (drawn,) = stage.host((), 0)
+    (sent,) = one_round(everyone, stage).clients
     problem = problem_of(cohorts(**augmented))
-    (stage,) = METHODS["fedavg"](problem)
+    (stage,) = stages_of(problem)
     for members in ([3], [0, 3], [3, 4]):
-        state = one_round(problem, stage, Cohort(drawn.clients[members], drawn.indices[members]))
+        state = one_round(problem, stage, Cohort(drawn.clients[members], drawn.indices[members], drawn.arrives[members]))
         chosen = jax.tree.map(lambda leaf, members=members: leaf[np.array(members)], sent)
-        assert_close(state.global_, weighted_mean(chosen, jnp.asarray(problem.num_samples[members], jnp.float32)))
+        assert_close(state.servers[0], weighted_mean(chosen, jnp.asarray(problem.num_samples[members], jnp.float32)))
         assert state.clients == ()
 
 
@@ -139,8 +142,8 @@ def test_what_a_client_sends_does_not_depend_on_the_cohort_and_the_mean_is_weigh
 def test_a_cohort_ends_alike_however_its_clients_are_grouped_and_shared_among_devices(mapping: dict[str, int]) -> None:
     one_by_one = {"client_chunk": 1, "num_devices": 1}
     ours, theirs = (problem_of(cohorts(3, mapping=how, data={"augment": "crop_flip"})) for how in (mapping, one_by_one))
-    states = [one_round(problem, METHODS["fedavg"](problem)[0]) for problem in (ours, theirs)]
-    assert_close(states[0].global_, states[1].global_)
+    states = [one_round(problem, stages_of(problem)[0]) for problem in (ours, theirs)]
+    assert_close(states[0].servers, states[1].servers)
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_client_and_not_by_its_place_in_the_cohort(
@@ -170,7 +173,7 @@ def test_fedavg_with_cohorts_holds_and_computes_the_same_for_a_hundred_clients_a
     sizes, work = [], []
     for clients in (100, 1000):
         problem = problem_of(cohorts(10, clients, data={"validation_fraction": 0.0}))
-        (stage,) = METHODS["fedavg"](problem)
+        (stage,) = stages_of(problem)
         state = jax.eval_shape(stage.init, ())
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state)))
         arguments = (state, (), stage.data, stage.host((), 0), jnp.int32(0), jnp.int32(1))
@@ -182,9 +185,9 @@ def test_fedavg_with_cohorts_holds_and_computes_the_same_for_a_hundred_clients_a
 def test_the_bytes_are_those_of_the_models_that_the_cohorts_send_and_receive() -> None:
     problem = problem_of(cohorts())
     for rounds_of_all, models in ((0, 3 * COHORT), (1, 2 * COHORT + CLIENTS)):
-        stage = federated_stage(problem, "warmup", 3, 0.01, rounds_of_all, None)
+        stage = federated_stage(problem, "warmup", 3, 0.01, Federation(), num_full_rounds=rounds_of_all)
         state = jax.jit(stage.init)(())
-        model = num_bytes(state.global_)
+        model = num_bytes(state.servers)
         assert stage.traffic(state) == {"up": model * models, "down": model * models}
 
 
@@ -196,14 +199,14 @@ def test_the_last_round_of_mosaics_warm_up_has_every_client_so_that_later_stages
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == ["global", "clients"]
     problem, outputs = runner._restore(tmp_path / "run", Console(quiet=True))
-    stages = {stage.name: stage for stage in METHODS["mosaic"](problem)}
-    assert [len(stages["warmup"].host((), round_).clients) for round_ in range(3)] == [2, 2, 3]
-    assert [len(stages["finetune"].host((), round_).clients) for round_ in range(2)] == [2, 2]
+    stages = {stage.name: stage for stage in stages_of(problem)}
+    assert [len(stages["warmup"].host((), round_)[0].clients) for round_ in range(3)] == [2, 2, 3]
+    assert [len(stages["finetune"].host((), round_)[0].clients) for round_ in range(2)] == [2, 2]
     warmup = outputs["warmup"]
     valid = np.asarray(warmup.prototypes.valid)
     assert valid.shape[:2] == (1, 3) and valid.any(axis=(2, 3)).all()
-    assert_close(warmup.global_, weighted_mean(warmup.clients, jnp.asarray(problem.num_samples, jnp.float32)))
-    assert jax.eval_shape(stages["finetune"].init, warmup.global_).clients == ()
+    assert_close(warmup.servers[0], weighted_mean(warmup.clients[0], jnp.asarray(problem.num_samples, jnp.float32)))
+    assert jax.eval_shape(stages["finetune"].init, warmup.servers).clients == ()
     # Also where it is stopped between rounds of different shape.
     while train(config, tmp_path / "stopped", stop_after="warmup", console=StoppingConsole()) == 143:
         pass

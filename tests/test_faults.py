@@ -14,7 +14,7 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import read
-from mosaic_jax.methods import METHODS
+from mosaic_jax.methods import stages_of
 from mosaic_jax.stages.problem import build_problem
 from mosaic_jax.steps.experts import class_experts
 from mosaic_jax.types import Variables
@@ -66,7 +66,7 @@ def test_a_client_with_one_class_has_batches_of_that_class_and_a_generator_of_it
     settings = {"kind": "dirichlet_unbalanced", "alpha": 1e-4, "num_clients": 2}
     problem = build_problem(tiny(data={"source": source}, partition=settings, **SHORT), load(source, 32))
     assert sorted(map(tuple, (problem.label_counts > 0).tolist())) == [(False, True), (True, False)]
-    stages = {stage.name: stage for stage in METHODS["mosaic"](problem)}
+    stages = {stage.name: stage for stage in stages_of(problem)}
     for name in ("warmup", "generators"):
         indices = jax.tree.leaves(stages[name].host((), 0))[-1]
         assert [len(set(problem.dataset.train_labels[own.ravel()].tolist())) for own in indices] == [1, 1]

@@ -25,6 +25,7 @@ from mosaic_jax.planning.run_plan import plan_run
 from mosaic_jax.planning.stage_plans import plan_stages
 from mosaic_jax.stages.experts import Experts, experts_stage, predict_experts, predict_heads
 from mosaic_jax.stages.federated import federated_stage
+from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.meta import MetaInputs, keeps_logits, meta_stage
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits
@@ -96,7 +97,7 @@ def test_a_prototype_is_judged_by_the_heads_of_the_same_experts_in_every_mode(mo
     experts = stage.output(stage.init(clients), clients)
     features = jax.random.normal(jax.random.key(1), (5, problem.classifier.feature_size))
     stored = class_experts(clients, jnp.asarray(problem.label_counts, jnp.float32))
-    assert_close(predict_heads(problem, experts, features), expert_head_logits(problem.classifier, stored, features))
+    assert_close(predict_heads(problem, experts, features), expert_head_logits(problem.classifier, stored, (), features))
     assert predict_experts(problem, experts, jnp.zeros((2, 32, 32, 3))).shape == (2, 10, 10)
 
 
@@ -139,9 +140,9 @@ def test_only_the_centres_that_are_kept_are_held(problem: Problem) -> None:
     few = problem_of(tiny(prototypes={"per_class": 5, "keep_per_class": 2}))
     banks = []
     for each in (few, problem_of(tiny(prototypes={"per_class": 5}))):
-        stage = federated_stage(each, "warmup", 1, 0.01, 1, None)
+        stage = federated_stage(each, "warmup", 1, 0.01, Federation(), num_full_rounds=1, prototypes=True)
         state = jax.tree.map(jnp.copy, jax.jit(stage.init)(()))
-        state, data = jax.device_put((state, stage.data), runner.placements(each, stage))
+        state, data = jax.device_put((state, stage.data), runner.placements(each, stage, state))
         banks.append(jax.jit(stage.run)(state, (), data, stage.host((), 0), jnp.int32(0), jnp.int32(1))[0].prototypes)
     kept, every = banks
     assert kept.features.shape == (1, 3, 10, 2, problem.classifier.feature_size)

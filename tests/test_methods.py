@@ -14,7 +14,7 @@ from mosaic_jax.config import Config
 from mosaic_jax.config_io import apply_preset, with_values
 from mosaic_jax.io.datasets import load
 from mosaic_jax.mapping import one_device
-from mosaic_jax.methods import METHODS
+from mosaic_jax.methods import METHODS, stages_of
 from mosaic_jax.runner import placements
 from mosaic_jax.stages import distill, experts, meta
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
@@ -28,7 +28,7 @@ def test_a_run_stopped_after_every_segment_of_every_stage_ends_as_the_unbroken_o
     config = tiny(method=method)
     unbroken = request.getfixturevalue("finished") if method == "mosaic" else tmp_path / "unbroken"
     assert train(config, unbroken) == 0
-    stages = METHODS[method](build_problem(config, load("digits", 32)))
+    stages = stages_of(build_problem(config, load("digits", 32)))
     segments = sum(-(-stage.num_steps // stage.segment) for stage in stages)
     stops = 0
     while (status := train(config, tmp_path / "stopped", console=StoppingConsole())) == 143:
@@ -50,7 +50,7 @@ def problem_of(config: Config) -> Problem:
 def walk(problem: Problem, run_stage: Any) -> Outputs:
     """Every stage in order; run_stage(stage, inputs) gives its state."""
     outputs: Outputs = {}
-    for stage in METHODS[problem.config.method](problem):
+    for stage in stages_of(problem):
         inputs = stage.inputs(outputs)
         outputs[stage.name] = jax.device_put(stage.output(run_stage(stage, inputs), inputs), one_device())
     return outputs
@@ -91,7 +91,7 @@ def test_a_step_of_every_stage_keeps_the_form_of_its_state_and_has_finite_losses
         assert set(stage.traffic(state)) == {"up", "down"}
         if stage.num_steps == 0:
             return state
-        home, everywhere = placements(problem, stage)
+        home, everywhere = placements(problem, stage, state)
         state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
         arguments = (inputs, data, stage.host(inputs, 0), jnp.int32(0), jnp.int32(1))
         state, losses = jax.jit(stage.run)(state, *arguments)
@@ -137,7 +137,7 @@ def test_a_server_stage_is_given_no_images_and_no_batches_of_them(make: Any) -> 
 def walk_to(problem: Problem, name: str) -> PyTree:
     """What the stage called `name` reads of stages that have only been initialized."""
     outputs: Outputs = {}
-    for stage in METHODS["mosaic"](problem):
+    for stage in stages_of(problem):
         inputs = stage.inputs(outputs)
         if stage.name == name:
             return inputs

@@ -12,6 +12,7 @@ from mosaic_jax import cli, runner
 from mosaic_jax.config import MappingConfig
 from mosaic_jax.io.console import Console
 from mosaic_jax.mapping import make_plan
+from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.run_plan import RunPlan, StagePlan, plan_run
 from mosaic_jax.planning.tables import show
 from mosaic_jax.trees import num_bytes
@@ -50,7 +51,7 @@ def test_the_planned_stages_and_bytes_are_those_of_the_run(planned: RunPlan, fin
 
 def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished: Path) -> None:
     problem, outputs = runner._restore(finished, Console(quiet=True))
-    for made in runner.METHODS["mosaic"](problem):
+    for made in stages_of(problem):
         state = jax.jit(made.init)(made.inputs(outputs))
         of_parts = {name.strip("_"): num_bytes(value) for name, value in state._asdict().items() if num_bytes(value)}
         assert parts(stage(planned, made.name)) == of_parts
@@ -58,7 +59,7 @@ def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished
 
 def test_the_prototypes_that_the_meta_model_reads_are_at_most_those_planned(planned: RunPlan, finished: Path) -> None:
     problem, outputs = runner._restore(finished, Console(quiet=True))
-    made = next(made for made in runner.METHODS["mosaic"](problem) if made.name == "meta")
+    made = next(made for made in stages_of(problem) if made.name == "meta")
     made_of_prototypes = made.inputs(outputs)._replace(experts=())
     assert 0 < num_bytes(made_of_prototypes) <= stage(planned, "meta").memory.inputs
 

@@ -23,6 +23,7 @@ from mosaic_jax.config_io import load_json
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.metrics import read
 from mosaic_jax.mapping import one_device
+from mosaic_jax.methods import stages_of
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["warmup", "generators", "experts", "meta", "distill", "finetune"]
@@ -320,10 +321,10 @@ def test_resuming_compiles_no_stage_that_is_done(finished: Path, tmp_path: Path)
 def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
     problem = runner.build_problem(tiny(), runner.load("digits", 32))
     outputs: dict = {}
-    for stage in runner.METHODS["mosaic"](problem):
+    for stage in stages_of(problem):
         inputs = stage.inputs(outputs)
         state = jax.tree.map(jax.numpy.copy, jax.jit(stage.init)(inputs))
-        home, everywhere = runner.placements(problem, stage)
+        home, everywhere = runner.placements(problem, stage, state)
         state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
         # As the runner does it, so that the finished run's programs serve here.
         run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))

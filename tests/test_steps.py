@@ -68,14 +68,14 @@ def test_an_expert_is_the_average_weighted_by_its_class_and_an_absent_class_gets
 def test_experts_out_of_logits_equal_averaged_heads_on_features() -> None:
     clients = stack([network(seed) for seed in range(2)])
     features = jax.random.normal(jax.random.key(0), (5, CLASSIFIER.feature_size))
-    of_experts = expert_head_logits(CLASSIFIER, class_experts(clients, jnp.asarray(COUNTS)), features)
-    of_clients = mix_client_logits(expert_head_logits(CLASSIFIER, clients, features), jnp.asarray(COUNTS))
+    of_experts = expert_head_logits(CLASSIFIER, class_experts(clients, jnp.asarray(COUNTS)), (), features)
+    of_clients = mix_client_logits(expert_head_logits(CLASSIFIER, clients, (), features), jnp.asarray(COUNTS))
     assert_close(of_experts, of_clients)
 
 
 def test_expert_logits_run_each_whole_expert_and_their_sum_is_the_control() -> None:
     experts = [network(seed) for seed in range(3)]
-    logits = expert_logits(CLASSIFIER, stack(experts), images(4))
+    logits = expert_logits(CLASSIFIER, stack(experts), (), images(4))
     apply = jax.jit(CLASSIFIER.apply, static_argnums=2)
     expected = [apply(expert, images(4), False)[0] for expert in experts]
     assert_close(logits, np.stack(expected, axis=1))
@@ -107,7 +107,7 @@ def test_distilling_has_a_gradient_for_the_student_and_none_for_meta_model_exper
 
     def loss_fn(student: Variables, meta: PyTree, experts: Variables, generators: Variables) -> jax.Array:
         fake = distill.synthetic_images(GENERATOR, generators, jax.random.key(7), 4, "batch")
-        teacher = mixture_logits(META, meta, expert_logits(CLASSIFIER, experts, fake))
+        teacher = mixture_logits(META, meta, expert_logits(CLASSIFIER, experts, (), fake))
         return distillation_loss(CLASSIFIER.apply(student, fake, True)[0], teacher, DistillConfig())[0]
 
     of_student, *of_others = jax.jit(jax.grad(loss_fn, argnums=(0, 1, 2, 3)))(student, meta, experts, generators)
@@ -172,7 +172,7 @@ def test_a_client_update_is_its_sgd_steps_one_after_another() -> None:
     def preprocess(key: jax.Array, images: jax.Array) -> jax.Array:
         return images.astype(jnp.float32) / 127.5 - 1.0
 
-    update = jax.jit(lambda v: client_update(CLASSIFIER, v, Batch(raw, labels), jax.random.key(0), OPTIMIZER, preprocess))
+    update = jax.jit(lambda v: client_update(CLASSIFIER, v, Batch(raw, labels), jax.random.key(0), OPTIMIZER, preprocess, jnp.ones(10)))
     ours, info = update(network(0))
     variables, opt_state, losses = network(0), OPTIMIZER.init(network(0).params), []
     for step in range(2):

@@ -51,20 +51,6 @@ def batch_indices(
     return batches.reshape(len(client_ids), num_steps, batch_size)
 
 
-def draw_cohort(num_clients: int, size: int, *, seed: int, stage: str, round_: int) -> np.ndarray:
-    """Draws the clients of one round without replacement: the `size` smallest of C 64-bit keys.
-
-    The keys are those of Philox(key = hash(seed, "cohort", stage, round)), so any round is drawn without the ones before it.
-    Returns i32[size], ascending; everyone, 0..C-1, where size is C. Raises ValueError for a size outside 1..C.
-    """
-    if not 1 <= size <= num_clients:
-        raise ValueError(f"a cohort of {size=} must be 1 to {num_clients=}")
-    words = (seed, zlib.crc32(b"cohort"), zlib.crc32(stage.encode()), round_)
-    generator = np.random.Philox(key=np.random.SeedSequence(words).generate_state(2, np.uint64))
-    order = np.argsort(generator.random_raw(num_clients), kind="stable")
-    return np.sort(order[:size]).astype(np.int32)
-
-
 def _shuffled(key: np.random.SeedSequence, size: int, passes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """The images at the given offsets of the given passes (both i64[P], passes ascending): i64[P] in 0..size-1."""
     words = -(-size // 4)  # Philox makes four 64-bit numbers at each count, so passes start at multiples of four.

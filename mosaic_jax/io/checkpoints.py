@@ -62,15 +62,17 @@ def _not_finite(arrays: dict[str, Any]) -> str | None:
 def _fingerprint(arrays: dict[str, Any], axes: dict[str, int]) -> str:
     """SHA-256 over one digest of all that is no client's and one of each client, so that processes can share the work.
 
-    axes: of each leaf the axis of its clients, or -1. The same whichever devices and processes hold the arrays.
+    axes: of each leaf the axis of its clients, or -1. The same whichever devices and processes hold the arrays: clients of groups
+    of different sizes, some of which divide among the devices, have digests of their own.
     """
-    clients = max((array.shape[axes[name]] for name, array in arrays.items() if axes[name] >= 0), default=0)
-    digests = [hashlib.sha256() for _ in range(1 + clients)]
-    seen = np.zeros(1 + clients, bool)
+    groups = sorted({array.shape[axes[name]] for name, array in arrays.items() if axes[name] >= 0})
+    firsts = dict(zip(groups, 1 + np.cumsum([0, *groups]), strict=False))
+    digests = [hashlib.sha256() for _ in range(1 + sum(groups))]
+    seen = np.zeros(len(digests), bool)
     for name in sorted(arrays):
         axis = axes[name]
         for where, part in _parts(arrays[name]):
-            first = 0 if axis < 0 else 1 + (where[axis].start or 0)
+            first = 0 if axis < 0 else int(firsts[arrays[name].shape[axis]]) + (where[axis].start or 0)
             for row, own in enumerate([part] if axis < 0 else np.moveaxis(part, axis, 0), first):
                 digests[row].update(name.encode())
                 digests[row].update(np.ascontiguousarray(own).tobytes())

@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mosaic_jax.config import Config, ConfigError, settings, show
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import flatten, load_json, one_line
 from mosaic_jax.data.partition import describe
 from mosaic_jax.io import metrics
 from mosaic_jax.io.charts import Series, heat_map, line_chart
 from mosaic_jax.io.console import COST_COLUMNS, cost_rows, percent, present_models
 from mosaic_jax.io.page import fold, page, table
+from mosaic_jax.settings import settings, show
 
 HISTOGRAM = "teacher_histogram/"
 DRAWN_CLIENTS = 200  # of a partition; thousands would be a page of many megabytes

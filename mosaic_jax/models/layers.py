@@ -15,6 +15,8 @@ Statistics = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the start of PyTorch's convolutions and linear layers.
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 dcgan_kernel_init = nn.initializers.normal(0.02)
+# running <- momentum running + (1 - momentum) batch: PyTorch's 0.1.
+RUNNING_MOMENTUM = 0.9
 
 
 def dcgan_scale_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -27,12 +29,13 @@ def narrowed(channels: int, rate: float) -> int:
     return max(1, math.ceil(round(rate * channels, 6)))  # rounded first: 0.07 * 100 is a little more than 7
 
 
-def scaled(outputs: jax.Array, divisor: float, train: bool) -> jax.Array:
-    """HeteroFL's scaler between a convolution and its BatchNorm: train: outputs / divisor; eval: outputs.
+def scaled(outputs: jax.Array, divisor: float) -> jax.Array:
+    """HeteroFL's scaler between a convolution and its BatchNorm: outputs / divisor.
 
-    So that channels trained in a narrow network are of the full network's size (arXiv 2010.01264, section 3).
+    So that channels trained in a narrow network are of the full network's size (arXiv 2010.01264). In eval mode too, unlike the
+    public code, which never evaluates a narrow network: running statistics are of what they were taken from.
     """
-    return outputs / divisor if train and divisor != 1.0 else outputs
+    return outputs / divisor if divisor != 1.0 else outputs
 
 
 class Conv(nn.Module):
@@ -77,7 +80,7 @@ class BatchNorm(nn.Module):
     """
 
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
-    momentum: float = 0.9
+    momentum: float = RUNNING_MOMENTUM
     epsilon: float = 1e-5
 
     @nn.compact

@@ -39,12 +39,12 @@ class Block(nn.Module):
         hidden = images
         for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
             hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden)
-            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor, train), train, record)
+            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor), train, record)
             if index < len(layers):
                 hidden = jax.nn.relu(hidden)
         if self.project:
             images = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images)
-            images = BatchNorm(name="shortcut_bn")(scaled(images, self.divisor, train), train, record)
+            images = BatchNorm(name="shortcut_bn")(scaled(images, self.divisor), train, record)
         return jax.nn.relu(hidden + images)
 
 
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         self.linear = Linear(self.num_classes)
 
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
-        hidden = jax.nn.relu(self.bn1(scaled(self.conv1(images), self.divisor, train), train, record))
+        hidden = jax.nn.relu(self.bn1(scaled(self.conv1(images), self.divisor), train, record))
         for block in self.blocks:
             hidden = block(hidden, train, record)
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)

@@ -57,7 +57,7 @@ def stage_memory(problem: Problem, stage: Stage, state: PyTree, inputs: PyTree, 
     read = num_bytes(inputs) if devices > 1 else copied
     data = (num_bytes(stage.data) if devices > 1 else 0) + (num_bytes(stage.host(inputs, 0)) if mapped else 0)
     activations = at_once * step_activations(problem, stage) if stage.num_steps else 0
-    own_state = _bytes_on_a_device(state, placements(problem, stage)[0])
+    own_state = _bytes_on_a_device(state, placements(problem, stage, state)[0])
     return Memory(own_state, read, data, activations, held, devices * (own_state + read + data + activations) + held)
 
 
@@ -80,15 +80,16 @@ def _bytes_on_a_device(tree: PyTree, where: PyTree) -> int:
 def step_activations(problem: Problem, stage: Stage) -> int:
     """Bytes that the gradients of a step keep from the forward to the backward pass; of one client in a stage of clients."""
     config, num_classes = problem.config, problem.num_classes
-    networks = config.model, num_classes, config.precision, config.data.image_size
+    of_network = num_classes, config.precision, config.data.image_size
+    of_clients = [architecture.model for architecture in problem.architectures]  # whole: narrower ones need less
     if stage.name == "generators":
-        return _of_gan(config.generator, *networks, needs_classifier(problem))
+        return max(_of_gan(config.generator, model, *of_network, needs_classifier(problem)) for model in of_clients)
     if stage.name == "meta":
         return _of_meta(config.meta, num_classes)
     if stage.name == "distill":
-        student = _of_classifier(*networks, distill_images(config))
+        student = _of_classifier(config.model, *of_network, distill_images(config))
         return max(student, problem.expert_plan.chunk * expert_bytes(problem))
-    return _of_classifier(*networks, config.warmup.batch_size)
+    return max(_of_classifier(model, *of_network, config.warmup.batch_size) for model in of_clients)
 
 
 def distill_images(config: Config) -> int:
@@ -100,8 +101,11 @@ def expert_bytes(problem: Problem) -> int:
     """Bytes that one more expert takes while it runs on the images of a distillation step: its layers, and itself if it is
     recomputed."""
     config = problem.config
-    forward = _of_forward(config.model, problem.num_classes, config.precision, config.data.image_size, distill_images(config))
-    made = config.experts == "parameters" and not problem.expert_plan.stored
+    forward = max(
+        _of_forward(each.model, problem.num_classes, config.precision, config.data.image_size, distill_images(config))
+        for each in problem.architectures
+    )
+    made = problem.experts == "parameters" and not problem.expert_plan.stored
     return forward + (num_bytes(jax.eval_shape(problem.classifier.init, jax.random.key(0))) if made else 0)
 
 

@@ -70,7 +70,19 @@ def _networks(problem: Problem, stages: list[str]) -> tuple[Network, ...]:
         return Network(name, _count(variables.params), _count(variables.batch_stats), copies, num * num_bytes(variables))
 
     classifier = jax.eval_shape(problem.classifier.init, key)
-    found = [network("classifier", classifier, f"the global one and {each}", clients + 1)]
+    if len(problem.groups) == 1:
+        found = [network("classifier", classifier, f"the global one and {each}", clients + 1)]
+    else:
+        wholes = [(architecture.name, architecture.classifier, "the global one", 1) for architecture in problem.architectures]
+        own = [
+            (f"{problem.architectures[group.architecture].name} at rate {group.rate:g}", group.classifier, "one for each client",
+             len(group.clients))
+            for group in problem.groups
+        ]  # fmt: skip
+        found = [
+            network(f"classifier {name}", jax.eval_shape(one.init, key), f"{num}, {copies}", num)
+            for name, one, copies, num in wholes + own
+        ]
     if "auxiliary" in stages:
         found.append(network("auxiliary classifier", classifier, each, clients))
     if "generators" in stages:
@@ -89,7 +101,7 @@ def _networks(problem: Problem, stages: list[str]) -> tuple[Network, ...]:
 
 def _experts(problem: Problem) -> tuple[int, str]:
     """How many models are held for the experts beside the clients' own, and what they are."""
-    if problem.config.experts == "logits":
+    if problem.experts == "logits":
         return problem.num_clients, "client models, mixed for each class"
     if problem.expert_plan.stored:
         return problem.num_classes, "class experts"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.methods import METHODS
+from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.memory import Memory, stage_memory
 from mosaic_jax.stages.federated import FederatedState
 from mosaic_jax.stages.meta import MetaInputs, keeps_logits
@@ -41,7 +41,7 @@ class StagePlan(NamedTuple):
 
 def plan_stages(problem: Problem) -> tuple[StagePlan, ...]:
     """The plan of each stage of a run."""
-    stages = METHODS[problem.config.method](problem)
+    stages = stages_of(problem)
     held = sum(num_bytes(stage.data) for stage in stages)  # each stage of clients puts the data on the device for itself
     outputs: Outputs = {}
     plans = []
@@ -69,11 +69,13 @@ def _inputs(problem: Problem, stage: Stage, outputs: Outputs) -> tuple[PyTree, i
         warmup = problem.config.warmup  # every centre has an image of its own among those of the round
         of_clients = _expected_valid(problem, valid.shape).sum(axis=(2, 3))
         num = int(np.minimum(of_clients, warmup.num_local_steps * warmup.batch_size).sum())
+        if problem.meta_source == "generated":
+            num = len(problem.participants) * problem.config.meta.samples_per_client
         labels = jax.ShapeDtypeStruct((num,), jnp.int32)
         if keeps_logits(problem):
             inputs = MetaInputs(jax.ShapeDtypeStruct((num, num_classes, num_classes), jnp.float32), labels)
         else:
-            inputs = MetaInputs((), labels, jax.ShapeDtypeStruct((num, problem.classifier.feature_size), jnp.float32))
+            inputs = MetaInputs((), labels, jax.ShapeDtypeStruct((num, problem.feature_size), jnp.float32))
         return inputs, num_bytes(inputs)
     return _traced(stage.inputs, outputs)
 

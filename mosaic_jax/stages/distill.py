@@ -8,7 +8,7 @@ import numpy as np
 
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import federated_validation
-from mosaic_jax.stages.experts import Experts, predict_experts
+from mosaic_jax.stages.experts import predict_clients, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
 from mosaic_jax.steps.distill_step import (
     StudentState,
@@ -25,16 +25,23 @@ from mosaic_jax.types import PyTree, Variables
 
 
 class DistillInputs(NamedTuple):
-    """start: the global model; generators: leaves [C, ...]; experts: see Experts; meta: the teacher's parameters."""
+    """start: the student before its first step; generators: of the clients that took part, leaves [C, ...]; experts: Experts; meta:
+    the teacher's parameters.
+
+    clients: in the place of both, which then are (), where distill.teacher=uniform: the models of each group's clients.
+    """
 
     start: Variables
     generators: Variables
-    experts: Experts
+    experts: PyTree
     meta: PyTree
+    clients: PyTree = ()
 
 
 def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -> jax.Array:
     """The teacher that `distill.teacher` names: f32[B, 32, 32, 3] -> f32[B, K], without gradient."""
+    if problem.config.distill.teacher == "uniform":
+        return jnp.mean(predict_clients(problem, inputs.clients, images)[:, problem.participants], axis=1)
     logits = predict_experts(problem, inputs.experts, images)
     if problem.config.distill.teacher == "expert_sum":
         return expert_sum(logits)
@@ -45,15 +52,21 @@ def distill_stage(problem: Problem) -> Stage:
     """num_steps steps on fresh synthetic images; the output is the best student by validation (or the last)."""
     config, distill = problem.config, problem.config.distill
     guarded = any(len(v) for v in problem.splits.validation)
-    validate = federated_validation(problem) if guarded else None
-    sizes = jnp.asarray(problem.num_samples, jnp.float32)
+    validate = federated_validation(problem, problem.classifier) if guarded else None
+    generating = problem.participants
+    sizes = jnp.asarray(problem.num_samples[generating], jnp.float32)
     segment = distill.evaluate_every
     batch_norm = config.generator.sampling_batch_norm
     # With batch statistics a client's images must come from one batch of the same size whatever they are drawn for.
     num_images = distill.samples_per_client
 
     def inputs_of(outputs: Outputs) -> DistillInputs:
-        return DistillInputs(outputs["warmup"].global_, outputs["generators"], outputs["experts"], outputs["meta"])
+        # A network that no client has begins afresh.
+        start = problem.classifier.init(key_at(config.seed, "student")) if problem.student is None else None
+        start = outputs["warmup"].servers[problem.student] if start is None else start
+        if distill.teacher == "uniform":
+            return DistillInputs(start, outputs["generators"], (), (), outputs["warmup"].clients)
+        return DistillInputs(start, outputs["generators"], outputs["experts"], outputs["meta"])
 
     def draw(inputs: DistillInputs, stage: str, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = key_at(config.seed, stage, step)
@@ -79,20 +92,20 @@ def distill_stage(problem: Problem) -> Stage:
 
     @jax.jit
     def histogram(inputs: DistillInputs) -> jax.Array:
-        """Shares f32[C, K] of each class that the teacher sees in each client's images."""
+        """Shares of each class, a row for each generator, that the teacher sees in its images."""
 
         def step(counts: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-            seen = jnp.argmax(draw(inputs, "histogram", t)[1], axis=-1).reshape(problem.num_clients, num_images)
+            seen = jnp.argmax(draw(inputs, "histogram", t)[1], axis=-1).reshape(len(generating), num_images)
             return counts + jnp.sum(jax.nn.one_hot(seen, problem.num_classes), axis=1), None
 
-        counts = jax.lax.scan(step, jnp.zeros((problem.num_clients, problem.num_classes)), jnp.arange(4))[0]
+        counts = jax.lax.scan(step, jnp.zeros((len(generating), problem.num_classes)), jnp.arange(4))[0]
         return counts / (4 * num_images)
 
     def watch(state: StudentState, inputs: DistillInputs, step: int) -> tuple[StudentState, Records]:
         records: Records = {}
         if step == 0 and distill.num_steps:
             shares = np.asarray(histogram(inputs))
-            for client, row in enumerate(shares):
+            for client, row in zip(generating, shares, strict=True):
                 records |= {f"teacher_histogram/client{client}/class{k}": float(share) for k, share in enumerate(row)}
         if validate is not None:
             validation = validate(state.ema)

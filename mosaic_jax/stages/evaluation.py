@@ -9,11 +9,12 @@ import numpy as np
 
 from mosaic_jax.mapping import bring_here, for_each_client
 from mosaic_jax.stages.experts import Experts, predict_experts
+from mosaic_jax.stages.groups import Group, in_client_order
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.evaluate import Predict, accuracy, confusion_matrix
 from mosaic_jax.steps.experts import expert_sum
 from mosaic_jax.steps.meta_step import mixture_logits
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import Classifier, PyTree, Variables
 
 EvalBatches = tuple[np.ndarray, np.ndarray, np.ndarray]
 MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
@@ -31,7 +32,7 @@ def eval_batches(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, ba
     return images[chosen], labels[chosen].astype(np.int32), valid.reshape(shape)
 
 
-def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
+def federated_validation(problem: Problem, classifier: Classifier) -> Callable[[Variables], jax.Array]:
     """Accuracy of one model over all clients' validation images: what the clients would report, weighted by their counts.
 
     Returns variables -> f32[]; compiled once.
@@ -43,13 +44,14 @@ def federated_validation(problem: Problem) -> Callable[[Variables], jax.Array]:
 
     @jax.jit
     def validate(variables: Variables, batches: PyTree) -> jax.Array:
-        return accuracy(confusion_matrix(_predict(problem, variables), batches, problem.num_classes)).astype(jnp.float32)
+        counts = confusion_matrix(_predict(problem, classifier, variables), batches, problem.num_classes)
+        return accuracy(counts).astype(jnp.float32)
 
     return lambda variables: validate(bring_here(variables), batches)
 
 
-def _predict(problem: Problem, variables: Variables) -> Predict:
-    return lambda images: problem.classifier.apply(variables, problem.decode(images), False)[0]
+def _predict(problem: Problem, classifier: Classifier, variables: Variables) -> Predict:
+    return lambda images: classifier.apply(variables, problem.decode(images), False)[0]
 
 
 def _summary(validation: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
@@ -72,8 +74,8 @@ def _client_summary(validation: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     return summary
 
 
-def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
-    """Every client's model on its own validation and test share."""
+def evaluate_clients(problem: Problem, clients: tuple[Variables, ...]) -> dict[str, Any]:
+    """The model of every client that took part, on its own validation and test share. clients: of each group, leaves [C_g, ...]."""
     dataset, size = problem.dataset, problem.config.evaluation.batch_size
     plan = problem.client_plan._replace(devices=())
 
@@ -83,10 +85,18 @@ def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
         stacked = [eval_batches(images, labels, share, batch, -(-longest // batch)) for share in shares]
         batches = tuple(np.stack(arrays) for arrays in zip(*stacked, strict=True))
 
-        def one(variables: Variables, own: PyTree) -> jax.Array:
-            return confusion_matrix(_predict(problem, variables), own, problem.num_classes)
+        @jax.jit
+        def of_groups(clients: tuple[Variables, ...], batches: PyTree) -> jax.Array:
+            def of_group(group: Group, models: Variables) -> jax.Array:
+                def one(variables: Variables, own: PyTree) -> jax.Array:
+                    return confusion_matrix(_predict(problem, group.classifier, variables), own, problem.num_classes)
 
-        return np.asarray(jax.jit(lambda c, b: for_each_client(one, (c, b), plan=plan))(clients, batches))
+                return for_each_client(one, (models, jax.tree.map(lambda leaf: leaf[group.clients], batches)), plan=plan)
+
+            found = [of_group(*each) for each in zip(problem.groups, clients, strict=True)]
+            return in_client_order(problem.groups, found)
+
+        return np.asarray(of_groups(clients, batches))[problem.participants]
 
     validation = counts(dataset.train_images, dataset.train_labels, problem.splits.validation)
     return _client_summary(validation, counts(problem.client_test_images, dataset.test_labels, problem.splits.test))
@@ -95,16 +105,14 @@ def evaluate_clients(problem: Problem, clients: Variables) -> dict[str, Any]:
 def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any], list[list[int]]]:
     """Every model that the finished stages give, on validation and the whole test set, and the last one's confusion matrix.
 
-    Returns {name: {validation, test, test_per_class}} in the order of MODELS (accuracies in 0..1), and counts [K][K].
+    Returns {name: {validation, test, test_per_class}} in the order of MODELS (accuracies in 0..1), and counts [K][K]. `global` is
+    the server's model of the student's network, or of the first where no client has it; those of others have it in their name.
     """
     dataset, config = problem.dataset, problem.config
 
     def predictions(models: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
         decoded = problem.decode(images)
-        logits = {
-            name: problem.classifier.apply(models[name], decoded, False)[0]
-            for name in ("global", "student", "finetuned") if name in models
-        }  # fmt: skip
+        logits = {name: classifier.apply(models[name], decoded, False)[0] for name, classifier in classifiers.items()}
         if "experts" in models:
             expert_logits = predict_experts(problem, models["experts"], decoded)
             logits["expert_sum"] = expert_sum(expert_logits)
@@ -117,8 +125,11 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
         return confusion_matrix(lambda images: predictions(models, images), batches, problem.num_classes)
 
     models: dict[str, Any] = {}
+    classifiers: dict[str, Classifier] = {}
     if "warmup" in outputs:
-        models["global"] = outputs["warmup"].global_
+        for kind, (architecture, server) in enumerate(zip(problem.architectures, outputs["warmup"].servers, strict=True)):
+            name = "global" if kind == (problem.student or 0) else f"global {architecture.name}"
+            models[name], classifiers[name] = server, architecture.classifier
     if "experts" in outputs:
         experts: Experts = outputs["experts"]
         models["experts"] = experts
@@ -126,7 +137,8 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
         if stage in outputs:
             models[name] = outputs[stage]
     if "finetune" in outputs:
-        models["finetuned"] = outputs["finetune"].global_
+        models["finetuned"] = outputs["finetune"].servers[0]
+    classifiers |= {name: problem.classifier for name in ("student", "finetuned") if name in models}
     size = config.evaluation.batch_size
     held = np.concatenate(problem.splits.validation)
     test = counts(models, eval_batches(dataset.test_images, dataset.test_labels, np.arange(len(dataset.test_labels)), size))
@@ -138,4 +150,5 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
     if "warmup" in outputs and jax.tree.leaves(outputs["warmup"].clients):
         table["clients"] = evaluate_clients(problem, outputs["warmup"].clients)
     final = next(name for name in ("finetuned", "student", "global") if name in test)
-    return {name: table[name] for name in MODELS if name in table}, test[final].tolist()
+    ordered = sorted(table, key=lambda name: MODELS.index(name.partition(" ")[0]))
+    return {name: table[name] for name in ordered}, test[final].tolist()

@@ -9,11 +9,13 @@ from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.mapping import SHARDED, for_each_client
 from mosaic_jax.models import judge_of
 from mosaic_jax.rng import client_key, key_at
+from mosaic_jax.stages.groups import Group, in_client_order
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps.client_update import client_optimizer, sgd_step
 from mosaic_jax.steps.generator_step import GanState, generator_step, init_gan, inversion_weights, uploaded
+from mosaic_jax.steps.submodels import extract
 from mosaic_jax.trees import broadcast, num_bytes
-from mosaic_jax.types import Batch, PyTree, Variables
+from mosaic_jax.types import Batch, Discriminator, PyTree, Variables
 
 
 def needs_classifier(problem: Problem) -> bool:
@@ -36,43 +38,71 @@ def steps_per_client(num_images: np.ndarray, num_epochs: int, batch_size: int, n
     return np.where(num_epochs > 0, passes, num_steps).astype(np.int32)
 
 
+def trainers(problem: Problem) -> tuple[Group, ...]:
+    """The groups without the clients that never took part; all in one where training looks at no network of theirs."""
+    if not needs_classifier(problem) and problem.config.generator.discriminator == "separate":
+        return (problem.groups[0]._replace(clients=problem.participants),)
+    own = (group._replace(clients=np.intersect1d(group.clients, problem.participants)) for group in problem.groups)
+    return tuple(group for group in own if len(group.clients))
+
+
+def _models_of(problem: Problem, group: Group, outputs: Outputs, which: str) -> Variables:
+    """leaves [C_g, ...]: each client's last model, or what it holds of the server's."""
+    place = [own.architecture == group.architecture and own.rate == group.rate for own in problem.groups].index(True)
+    rows = np.searchsorted(problem.groups[place].clients, group.clients)
+    warmup = outputs["warmup"]
+    if which == "client":
+        return jax.tree.map(lambda leaf: leaf[rows], warmup.clients[place])
+    server, held = warmup.servers[group.architecture], warmup.held[place]
+    if not held:
+        return broadcast(server, len(rows))
+    axes = problem.architectures[group.architecture].axes
+    return for_each_client(lambda own, whole: extract(whole, axes, own), (jax.tree.map(lambda leaf: leaf[rows], held),), (server,))
+
+
 def auxiliary_stage(problem: Problem) -> Stage:
-    """The public code's auxiliary classifiers: one network per client, trained on that client alone from a fresh start."""
-    config = problem.config
+    """The public code's auxiliary classifiers: one network per client, trained on that client alone from a fresh start.
+
+    State and output: of each group of `trainers`, leaves [C_g, ...].
+    """
+    config, groups = problem.config, trainers(problem)
     batch_size, segment = config.warmup.batch_size, config.mapping.segment_steps
     optimizer = client_optimizer(config.generator.classifier_learning_rate, config.warmup.weight_decay)
     num_steps = steps_per_client(problem.num_samples, config.generator.classifier_num_epochs, batch_size)
-    ids = np.arange(problem.num_clients)
-    plan = problem.client_plan
 
-    def init(inputs: PyTree) -> Variables:
-        return for_each_client(lambda client: problem.classifier.init(client_key(key_at(config.seed, "auxiliary"), client)), (ids,))
+    def init(inputs: PyTree) -> tuple[Variables, ...]:
+        key = key_at(config.seed, "auxiliary")
+        return tuple(
+            for_each_client(lambda client, own=group: own.classifier.init(client_key(key, client)), (group.clients,))
+            for group in groups
+        )
 
-    def host(inputs: PyTree, start: int) -> np.ndarray:
-        return batch_indices(
-            problem.splits.train, client_ids=ids, seed=config.seed, stage="auxiliary", start=start, num_steps=segment,
-            batch_size=batch_size,
-        )  # fmt: skip
+    def host(inputs: PyTree, start: int) -> tuple[np.ndarray, ...]:
+        return _batches(problem, problem.splits.train, groups, "auxiliary", start, batch_size)
 
     def run(
-        state: Variables, inputs: PyTree, data: tuple, indices: jax.Array, start: jax.Array, stop: jax.Array
-    ) -> tuple[Variables, dict[str, jax.Array]]:
-        def one(variables: Variables, indices: jax.Array, client: jax.Array, own_steps: jax.Array, *data: jax.Array) -> tuple:
-            images, labels = data
+        state: tuple[Variables, ...], inputs: PyTree, data: tuple, indices: tuple, start: jax.Array, stop: jax.Array
+    ) -> tuple[tuple[Variables, ...], dict[str, jax.Array]]:
+        def of_group(group: Group, state: Variables, indices: jax.Array) -> tuple[Variables, dict[str, jax.Array]]:
+            def one(variables: Variables, indices: jax.Array, client: jax.Array, own_steps: jax.Array, *data: jax.Array) -> tuple:
+                images, labels = data
 
-            def step(t: jax.Array, carry: tuple) -> tuple:
-                variables, opt_state, losses = carry
-                chosen = indices[t - start]
-                key = client_key(key_at(config.seed, "auxiliary", t), client)
-                batch = Batch(problem.preprocess(key, images[chosen]), labels[chosen])
-                variables, opt_state, loss = sgd_step(problem.classifier, variables, opt_state, batch, optimizer)
-                return variables, opt_state, losses.at[t - start].set(loss)
+                def step(t: jax.Array, carry: tuple) -> tuple:
+                    variables, opt_state, losses = carry
+                    chosen = indices[t - start]
+                    key = client_key(key_at(config.seed, "auxiliary", t), client)
+                    batch = Batch(problem.preprocess(key, images[chosen]), labels[chosen])
+                    variables, opt_state, loss = sgd_step(group.classifier, variables, opt_state, batch, optimizer)
+                    return variables, opt_state, losses.at[t - start].set(loss)
 
-            carry = (variables, optimizer.init(variables.params), jnp.zeros(segment))
-            variables, _, losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
-            return variables, {"loss": losses}
+                carry = (variables, optimizer.init(variables.params), jnp.zeros(segment))
+                variables, _, losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
+                return variables, {"loss": losses}
 
-        return for_each_client(one, (state, indices, ids, jnp.asarray(num_steps)), data, plan)
+            mapped = (state, indices, group.clients, jnp.asarray(num_steps[group.clients]))
+            return for_each_client(one, mapped, data, problem.client_plan)
+
+        return _of_all(problem, groups, [of_group(*each) for each in zip(groups, state, indices, strict=True)])
 
     return Stage(
         name="auxiliary", unit="step", num_steps=int(num_steps.max()), segment=segment, save_every=config.checkpoint.every_steps,
@@ -82,70 +112,110 @@ def auxiliary_stage(problem: Problem) -> Stage:
 
 
 def generators_stage(problem: Problem) -> Stage:
-    """Every client's GAN for its own number of steps, the clients mapped; the output is what they upload, Variables [C, ...]."""
-    config, gan = problem.config, problem.config.generator
+    """Every client's GAN for its own number of steps, the clients mapped; the output is what they upload, Variables [C, ...].
+
+    A client that never took part has none: rows are those of `Problem.participants`. State: a GanState of each group of
+    `trainers`, leaves [C_g, ...].
+    """
+    config, gan, groups = problem.config, problem.config.generator, trainers(problem)
     separate = gan.discriminator == "separate"
-    discriminator = judge_of(gan, problem.classifier, config.precision, config.data.image_size)
     real = real_indices(problem)
     num_steps = steps_per_client(np.array([len(r) for r in real]), gan.num_epochs, gan.batch_size, gan.num_steps)
-    ids = np.arange(problem.num_clients)
     segment = config.mapping.segment_steps
-    plan = problem.client_plan
     weights = inversion_weights(jnp.asarray(problem.num_samples), gan)
+
+    def judge(group: Group) -> Discriminator:
+        return judge_of(gan, group.classifier, config.precision, config.data.image_size)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         return translate(key, images) if gan.augment == "translate" else images
 
-    def inputs_of(outputs: Outputs) -> dict[str, PyTree]:
-        chosen: dict[str, PyTree] = {"clients": outputs["warmup"].clients if not separate else ()}
-        if needs_classifier(problem):
-            chosen["classifier"] = {
-                "global": lambda: broadcast(outputs["warmup"].global_, problem.num_clients),
-                "client": lambda: outputs["warmup"].clients,
-                "local": lambda: outputs["auxiliary"],
-            }[gan.classifier]()
-        return chosen
+    def inputs_of(outputs: Outputs) -> dict[str, tuple]:
+        """clients: of each group the models that are discriminators; classifier: those that generators are held against."""
+        looks = needs_classifier(problem)
+        own = tuple(() if separate else _models_of(problem, group, outputs, "client") for group in groups)
+        if gan.classifier == "local" and looks:
+            return {"clients": own, "classifier": outputs["auxiliary"]}
+        return {
+            "clients": own,
+            "classifier": tuple(_models_of(problem, group, outputs, gan.classifier) if looks else () for group in groups),
+        }
 
-    def init(inputs: dict[str, PyTree]) -> GanState:
-        def one(client: jax.Array, own_model: PyTree) -> GanState:
-            keys = jax.random.split(client_key(key_at(config.seed, "gan"), client))
-            judge = discriminator.init(keys[1]) if separate else own_model
-            return init_gan(problem.generator.init(keys[0]), judge, gan)
+    def init(inputs: dict[str, tuple]) -> tuple[GanState, ...]:
+        def of_group(group: Group, own_models: PyTree) -> GanState:
+            def one(client: jax.Array, own_model: PyTree) -> GanState:
+                keys = jax.random.split(client_key(key_at(config.seed, "gan"), client))
+                return init_gan(problem.generator.init(keys[0]), judge(group).init(keys[1]) if separate else own_model, gan)
 
-        return for_each_client(one, (ids, inputs["clients"]))
+            return for_each_client(one, (group.clients, own_models))
 
-    def host(inputs: PyTree, start: int) -> np.ndarray:
-        return batch_indices(
-            real, client_ids=ids, seed=config.seed, stage="generators", start=start, num_steps=segment, batch_size=gan.batch_size
-        )
+        return tuple(of_group(*each) for each in zip(groups, inputs["clients"], strict=True))
+
+    def host(inputs: PyTree, start: int) -> tuple[np.ndarray, ...]:
+        return _batches(problem, real, groups, "generators", start, gan.batch_size)
 
     def run(
-        state: GanState, inputs: dict[str, PyTree], data: tuple, indices: jax.Array, start: jax.Array, stop: jax.Array
-    ) -> tuple[GanState, dict[str, jax.Array]]:
-        def one(
-            state: GanState, classifier: PyTree, indices: jax.Array, client: jax.Array, own_steps: jax.Array,
-            inversion_weight: jax.Array, images: jax.Array,
-        ) -> tuple[GanState, dict[str, jax.Array]]:  # fmt: skip
-            def step(t: jax.Array, carry: tuple) -> tuple:
-                state, d_losses, g_losses = carry
-                keys = jax.random.split(client_key(key_at(config.seed, "generators", t), client), 4)
-                noise = jax.random.normal(keys[0], (gan.batch_size, gan.latent_size))
-                state, info = generator_step(
-                    problem.generator, discriminator, problem.classifier, state, classifier,
-                    problem.decode(images[indices[t - start]]), noise, keys[1:], augment, inversion_weight, gan,
-                )  # fmt: skip
-                place = t - start
-                return state, d_losses.at[place].set(info.discriminator_loss), g_losses.at[place].set(info.generator_loss)
+        state: tuple[GanState, ...], inputs: dict[str, tuple], data: tuple, indices: tuple, start: jax.Array, stop: jax.Array
+    ) -> tuple[tuple[GanState, ...], dict[str, jax.Array]]:
+        def of_group(group: Group, state: GanState, classifiers: PyTree, indices: jax.Array) -> tuple[GanState, PyTree]:
+            def one(
+                state: GanState, classifier: PyTree, indices: jax.Array, client: jax.Array, own_steps: jax.Array,
+                inversion_weight: jax.Array, images: jax.Array,
+            ) -> tuple[GanState, dict[str, jax.Array]]:  # fmt: skip
+                def step(t: jax.Array, carry: tuple) -> tuple:
+                    state, d_losses, g_losses = carry
+                    keys = jax.random.split(client_key(key_at(config.seed, "generators", t), client), 4)
+                    noise = jax.random.normal(keys[0], (gan.batch_size, gan.latent_size))
+                    state, info = generator_step(
+                        problem.generator, judge(group), group.classifier, state, classifier,
+                        problem.decode(images[indices[t - start]]), noise, keys[1:], augment, inversion_weight, gan,
+                    )  # fmt: skip
+                    place = t - start
+                    return state, d_losses.at[place].set(info.discriminator_loss), g_losses.at[place].set(info.generator_loss)
 
-            carry = (state, jnp.zeros(segment), jnp.zeros(segment))
-            state, d_losses, g_losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
-            return state, {"discriminator_loss": d_losses, "generator_loss": g_losses}
+                carry = (state, jnp.zeros(segment), jnp.zeros(segment))
+                state, d_losses, g_losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
+                return state, {"discriminator_loss": d_losses, "generator_loss": g_losses}
 
-        mapped = (state, inputs.get("classifier", ()), indices, ids, jnp.asarray(num_steps), weights)
-        return for_each_client(one, mapped, data[:1], plan)
+            ids = group.clients
+            mapped = (state, classifiers, indices, ids, jnp.asarray(num_steps[ids]), weights[ids])
+            return for_each_client(one, mapped, data[:1], problem.client_plan)
+
+        parts = zip(groups, state, inputs["classifier"], indices, strict=True)
+        return _of_all(problem, groups, [of_group(*each) for each in parts])
+
+    def uploads(state: tuple[GanState, ...]) -> Variables:
+        return in_client_order(groups, [uploaded(own) for own in state])
 
     return Stage(
-        name="generators", unit="step", num_steps=int(num_steps.max()), segment=segment, save_every=config.checkpoint.every_steps,
-        sharding=SHARDED, inputs=inputs_of, init=init, host=host, data=problem.train_arrays(), run=run, watch=None, watch_every=0,
-        output=lambda state, inputs: uploaded(state), traffic=lambda state: {"up": num_bytes(uploaded(state)), "down": 0},
+        name="generators", unit="step", num_steps=int(num_steps[problem.participants].max()), segment=segment,
+        save_every=config.checkpoint.every_steps, sharding=SHARDED, inputs=inputs_of, init=init, host=host,
+        data=problem.train_arrays(), run=run, watch=None, watch_every=0, output=lambda state, inputs: uploads(state),
+        traffic=lambda state: {"up": sum(num_bytes(uploaded(own)) for own in state), "down": 0},
     )  # fmt: skip
+
+
+def _batches(
+    problem: Problem, indices: tuple[np.ndarray, ...], groups: tuple[Group, ...], stage: str, start: int, batch_size: int
+) -> tuple[np.ndarray, ...]:
+    """The images of a segment's steps, of each group i32[C_g, T, B]."""
+    return tuple(
+        batch_indices(
+            [indices[client] for client in group.clients], client_ids=group.clients, seed=problem.config.seed, stage=stage,
+            start=start, num_steps=problem.config.mapping.segment_steps, batch_size=batch_size,
+        )
+        for group in groups
+    )  # fmt: skip
+
+
+def _of_all(problem: Problem, groups: tuple[Group, ...], results: list[tuple]) -> tuple[tuple, dict[str, jax.Array]]:
+    """The groups' new states, and their losses [C_g, T] as [C, T], 0 for clients that have none."""
+    states, losses = zip(*results, strict=True)
+
+    def place(*parts: jax.Array) -> jax.Array:
+        found = jnp.zeros((problem.num_clients, parts[0].shape[1]))
+        for group, part in zip(groups, parts, strict=True):
+            found = found.at[group.clients].set(part)
+        return found
+
+    return states, jax.tree.map(place, *losses)

@@ -8,14 +8,16 @@ import numpy as np
 
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.rng import key_at
-from mosaic_jax.stages.experts import predict_heads
+from mosaic_jax.stages.experts import Experts, predict_experts, predict_heads
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.steps.distill_step import synthetic_images
+from mosaic_jax.steps.experts import expert_labels
 from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step
-from mosaic_jax.types import PyTree
+from mosaic_jax.types import PyTree, Variables
 
 
 class MetaInputs(NamedTuple):
-    """expert_logits: f32[N, E, K], the expert heads on all valid prototypes; labels: i32[N].
+    """expert_logits: f32[N, E, K], the expert heads on all valid prototypes, or the experts on generated images; labels: i32[N].
 
     Or, where `keeps_logits` says no, instead of expert_logits the prototypes f32[N, D] and the experts, whose heads run in every
     step on its batch.
@@ -29,16 +31,32 @@ class MetaInputs(NamedTuple):
 
 def keeps_logits(problem: Problem) -> bool:
     """Whether a prototype's E x K expert logits are no more numbers than its D features: 100 to 512 for 10 classes and ResNet-18,
-    but 10,000 to 512 for 100."""
-    return problem.num_classes**2 <= problem.classifier.feature_size
+    but 10,000 to 512 for 100; of generated images there is nothing else."""
+    return problem.meta_source == "generated" or problem.num_classes**2 <= problem.feature_size
 
 
 def meta_stage(problem: Problem) -> Stage:
-    """num_steps Adam steps of the meta model on the prototypes' expert predictions; the output is the moving average."""
+    """num_steps Adam steps of the meta model on the experts' predictions for prototypes; the output is the moving average.
+
+    Clients of different networks have no features in common, so there are no prototypes that all experts could judge: instead
+    of them the meta model learns from images of all generators, labelled by the class experts (`meta.source`).
+    """
     config, meta = problem.config, problem.config.meta
     segment = config.mapping.segment_steps
 
+    @jax.jit
+    def judged(experts: Experts, generators: Variables) -> tuple[jax.Array, jax.Array]:
+        """The experts' logits for generated images f32[N, E, K], and the labels that they give them."""
+        key = key_at(config.seed, "meta_images")
+        images = synthetic_images(
+            problem.generator, generators, key, meta.samples_per_client, config.generator.sampling_batch_norm
+        )
+        logits = predict_experts(problem, experts, images)
+        return logits, expert_labels(logits)
+
     def inputs_of(outputs: Outputs) -> MetaInputs:
+        if problem.meta_source == "generated":
+            return MetaInputs(*judged(outputs["experts"], outputs["generators"]))
         prototypes = outputs["warmup"].prototypes
         valid = np.asarray(prototypes.valid)
         features = np.asarray(prototypes.features)[valid]

@@ -16,6 +16,8 @@ from mosaic_jax.data.partition import partition
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
+from mosaic_jax.stages.groups import Architecture, Group, build_groups
+from mosaic_jax.stages.participation import Participation
 from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Splits
 
 
@@ -25,6 +27,9 @@ class Problem(NamedTuple):
     config: with the data set's own settings in the place of auto.
     label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
     partition_counts: i64[C, K] counts all images dealt, as papers print them. client_plan, expert_plan: how both are mapped.
+    classifier: the student's network, that of `model`; architectures, groups: the clients' networks, and who holds which.
+    participants: i64[], ascending, the clients whose work arrives in some round of the warm-up; others have neither a generator nor
+    a share in an expert.
     Under feature skew the dataset's training images are those that the clients see, and client_test_images: u8[N, S, S, 3] the
     test images as the client of each one's test share sees it; dataset.test_images, on which the server is judged, stay as read.
     """
@@ -36,6 +41,9 @@ class Problem(NamedTuple):
     partition_counts: np.ndarray
     label_counts: np.ndarray
     classifier: Classifier
+    architectures: tuple[Architecture, ...]
+    groups: tuple[Group, ...]
+    participants: np.ndarray
     generator: Generator
     meta_model: MetaModel
     client_plan: Plan
@@ -52,6 +60,34 @@ class Problem(NamedTuple):
     @property
     def num_samples(self) -> np.ndarray:
         return self.label_counts.sum(axis=1)
+
+    @property
+    def student(self) -> int | None:
+        """The position of the student's network among the architectures; None where no client has it."""
+        found = [kind for kind, each in enumerate(self.architectures) if each.model == self.config.model]
+        return found[0] if found else None
+
+    @property
+    def experts(self) -> str:
+        """`experts`, auto resolved."""
+        experts = self.config.experts
+        return experts if experts != "auto" else "parameters" if len(self.architectures) == 1 else "logits"
+
+    @property
+    def meta_source(self) -> str:
+        """`meta.source`, auto resolved."""
+        source = self.config.meta.source
+        return source if source != "auto" else "prototypes" if len(self.architectures) == 1 else "generated"
+
+    @property
+    def feature_size(self) -> int:
+        """D of the prototypes: the features of the first architecture, whole."""
+        return self.architectures[0].classifier.feature_size
+
+    @property
+    def kept_prototypes(self) -> int:
+        """Prototypes of a class that a client sends."""
+        return min(self.config.prototypes.keep_per_class or self.config.prototypes.per_class, self.config.prototypes.per_class)
 
     def decode(self, images: jax.Array) -> jax.Array:
         """u8[..., S, S, 3] -> f32 in the run's image range."""
@@ -82,6 +118,7 @@ def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = N
             raise ConfigError(f"partition.num_clients={clients}: client {client} got no image; use fewer clients")
     if config.distill.keep == "best" and config.method == "mosaic" and not any(len(v) for v in splits.validation):
         raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
+    architectures, groups = build_groups(config, num_classes)
     return Problem(
         config=config,
         dataset=dataset._replace(
@@ -92,6 +129,9 @@ def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = N
         partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
         label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
         classifier=build_classifier(config.model, num_classes, config.precision),
+        architectures=architectures,
+        groups=groups,
+        participants=_participants(config, groups),
         generator=build_generator(config.generator, config.precision, config.data.image_size),
         meta_model=build_meta_model(config.meta, num_classes, num_classes),
         client_plan=make_plan(config.mapping, config.partition.num_clients),
@@ -108,6 +148,33 @@ def _check_cohort(config: Config) -> None:
             f"warmup.clients_per_round={cohort}: rounds with prototypes have all clients, and prototypes.num_rounds={rounds} "
             f"makes all warmup.num_rounds={config.warmup.num_rounds} such rounds; set it from 1 to fewer, or clients_per_round=0"
         )
+
+
+def warmup_participation(config: Config, groups: tuple[Group, ...]) -> Participation:
+    """The cohorts of Mosaic's warm-up, whose last rounds have all clients: those with prototypes, or one where there are none."""
+    rounds = config.warmup.num_rounds
+    return Participation(config, groups, "warmup", rounds, min(config.prototypes.num_rounds or rounds, rounds))
+
+
+def _participants(config: Config, groups: tuple[Group, ...]) -> np.ndarray:
+    """Raises ConfigError where nobody takes part in Mosaic's warm-up, or a cohort is too small for the groups."""
+    everyone = np.arange(config.partition.num_clients)
+    if config.method != "mosaic":
+        return everyone
+    found = warmup_participation(config, groups).took_part()
+    if len(found) == 0:
+        raise ConfigError(
+            f"clients.dropout_rate={config.clients.dropout_rate}, clients.straggler_rate={config.clients.straggler_rate}: nobody's "
+            "work arrives in any round of the warm-up; lower them"
+        )
+    parts = warmup_participation(config, groups)
+    last = range(parts.num_rounds - parts.num_full_rounds, parts.num_rounds)
+    if parts.some_are_missing and not any(arrives.any() for index in last for arrives in parts.round(index).arrives):
+        raise ConfigError(
+            f"clients.dropout_rate={config.clients.dropout_rate}, prototypes.num_rounds={config.prototypes.num_rounds}: nobody's "
+            "work arrives in these last rounds of the warm-up, so there are no prototypes; raise the one or lower the other"
+        )
+    return found
 
 
 Outputs = dict[str, PyTree]
@@ -129,6 +196,7 @@ class Stage(NamedTuple):
         where a client had no step).
     watch(state, inputs, step) -> (state, records), every `watch_every` steps, at step 0 and at the end, or None.
     output(state, inputs): what later stages read. traffic: bytes up and down of the whole stage.
+    notices(first, stop): what the user is to be told of the steps first..stop-1.
     """
 
     name: str
@@ -146,11 +214,11 @@ class Stage(NamedTuple):
     watch_every: int
     output: Callable[[PyTree, PyTree], PyTree]
     traffic: Callable[[PyTree], dict[str, int]]
+    notices: Callable[[int, int], list[str]] = lambda first, stop: []
 
 
-def placements(problem: Problem, stage: Stage) -> tuple[PyTree, PyTree]:
-    """Where a stage's state, and what it reads, live while it runs: Shardings for jax.device_put."""
+def placements(problem: Problem, stage: Stage, state: PyTree) -> tuple[PyTree, PyTree]:
+    """Where a stage's state, and what it reads, live while it runs: Shardings for jax.device_put. state: arrays or their shapes."""
     if stage.sharding is None:
         return one_device(), one_device()
-    plan, num_clients = problem.client_plan, problem.num_clients
-    return shardings(plan, stage.sharding, num_clients), shardings(plan, REPLICATED, num_clients)
+    return shardings(problem.client_plan, stage.sharding, state), shardings(problem.client_plan, REPLICATED, ())

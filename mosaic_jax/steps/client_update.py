@@ -13,10 +13,32 @@ from mosaic_jax.types import Batch, Classifier, PyTree, Variables
 Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+class Local(NamedTuple):
+    """What a client's loss may look at.
+
+    logits: f32[B, K] and labels: i32[B] of the batch; params: the client's; received: those that it began the round with;
+    label_counts: f32[K], the client's images of each class.
+    """
+
+    logits: jax.Array
+    labels: jax.Array
+    params: PyTree
+    received: PyTree
+    label_counts: jax.Array
+
+
+ClientLoss = Callable[[Local], jax.Array]
+
+
 class ClientInfo(NamedTuple):
     """loss: f32[T], the training loss of each local step."""
 
     loss: jax.Array
+
+
+def plain_loss(local: Local) -> jax.Array:
+    """Cross-entropy and nothing else -> f32[]."""
+    return cross_entropy(local.logits, local.labels)
 
 
 def client_optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
@@ -25,17 +47,25 @@ def client_optimizer(learning_rate: float, weight_decay: float) -> optax.Gradien
 
 
 def sgd_step(
-    classifier: Classifier, variables: Variables, opt_state: PyTree, batch: Batch, optimizer: optax.GradientTransformation
+    classifier: Classifier,
+    variables: Variables,
+    opt_state: PyTree,
+    batch: Batch,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[jax.Array, PyTree], jax.Array] | None = None,
 ) -> tuple[Variables, PyTree, jax.Array]:
-    """One step of cross-entropy training with BatchNorm in train mode -> (variables, optimizer state, loss f32[])."""
+    """One step of training with BatchNorm in train mode -> (variables, optimizer state, loss f32[]).
+
+    loss(logits f32[B, K], params) -> f32[]; None is the batch's cross-entropy.
+    """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
         logits, batch_stats = classifier.apply(Variables(params, variables.batch_stats), batch.images, True)
-        return cross_entropy(logits, batch.labels), batch_stats
+        return cross_entropy(logits, batch.labels) if loss is None else loss(logits, params), batch_stats
 
-    (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)
+    (value, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)
     updates, opt_state = optimizer.update(gradients, opt_state, variables.params)
-    return Variables(optax.apply_updates(variables.params, updates), batch_stats), opt_state, loss
+    return Variables(optax.apply_updates(variables.params, updates), batch_stats), opt_state, value
 
 
 def client_update(
@@ -45,20 +75,27 @@ def client_update(
     key: jax.Array,
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
+    label_counts: jax.Array,
+    loss: ClientLoss = plain_loss,
 ) -> tuple[Variables, ClientInfo]:
-    """T local steps from the received variables: theta <- theta - lr (grad CE + wd theta), one scan.
+    """T local steps from the received variables: theta <- theta - lr (grad loss + wd theta), one scan.
 
-    batches: images u8[T, B, 32, 32, 3] and labels i32[T, B]; preprocess(key, images u8[B, ...]) -> f32[B, ...].
+    batches: images u8[T, B, 32, 32, 3] and labels i32[T, B]; preprocess(key, images u8[B, ...]) -> f32[B, ...];
+    label_counts: f32[K] of the client, for the losses that look at them.
     Returns the client's variables (BatchNorm statistics moved) and the losses. Source: paper's warm-up, FedAvg.
     """
 
     def step(carry: tuple[Variables, PyTree], scanned: tuple[Batch, jax.Array]) -> tuple[tuple[Variables, PyTree], jax.Array]:
         batch, index = scanned
-        images = preprocess(jax.random.fold_in(key, index), batch.images)
-        moved, opt_state, loss = sgd_step(classifier, *carry, Batch(images, batch.labels), optimizer)
-        return (moved, opt_state), loss
+        batch = Batch(preprocess(jax.random.fold_in(key, index), batch.images), batch.labels)
+
+        def of_batch(logits: jax.Array, params: PyTree) -> jax.Array:
+            return loss(Local(logits, batch.labels, params, variables.params, label_counts))
+
+        moved, opt_state, value = sgd_step(classifier, *carry, batch, optimizer, of_batch)
+        return (moved, opt_state), value
 
     num_steps = batches.labels.shape[0]
     start = (variables, optimizer.init(variables.params))
-    (variables, _), losses = jax.lax.scan(step, start, (batches, jnp.arange(num_steps)))
-    return variables, ClientInfo(losses)
+    (variables_after, _), losses = jax.lax.scan(step, start, (batches, jnp.arange(num_steps)))
+    return variables_after, ClientInfo(losses)

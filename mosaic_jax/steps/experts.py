@@ -50,8 +50,8 @@ def for_each_expert(
 def expert_logits(
     classifier: Classifier,
     models: Variables,
+    label_counts: PyTree,
     images: jax.Array,
-    label_counts: PyTree = (),
     plan: Plan = ONE_AT_A_TIME,
     group: int = 0,
 ) -> jax.Array:
@@ -68,7 +68,7 @@ def expert_logits(
 
 
 def expert_head_logits(
-    classifier: Classifier, models: Variables, features: jax.Array, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME
+    classifier: Classifier, models: Variables, label_counts: PyTree, features: jax.Array, plan: Plan = ONE_AT_A_TIME
 ) -> jax.Array:
     """Only the experts' linear heads, for prototypes: f32[B, D] -> f32[B, E, K]; of recomputed experts only heads are made."""
     logits = for_each_expert(lambda expert: classifier.head(expert, features), models, label_counts, plan)
@@ -86,6 +86,11 @@ def mix_client_logits(client_logits: jax.Array, label_counts: jax.Array) -> jax.
 def expert_sum(logits: jax.Array) -> jax.Array:
     """The control without a meta model: the plain sum over experts, f32[B, E, K] -> f32[B, K]."""
     return jnp.sum(logits, axis=1)
+
+
+def expert_labels(logits: jax.Array) -> jax.Array:
+    """The class whose own expert is surest of it: argmax_c softmax(logits_c)_c; f32[B, E, K], E = K -> i32[B]."""
+    return jnp.argmax(jnp.diagonal(jax.nn.log_softmax(logits), axis1=1, axis2=2), axis=-1).astype(jnp.int32)
 
 
 def absent_classes(label_counts: PyTree) -> list[int]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mosaic_jax.models.channels import sizes_of
-from mosaic_jax.types import Variables
+from mosaic_jax.types import PyTree, Variables
 
 # {space: channels in it}, as Python ints.
 Sizes = dict[str, int]
@@ -87,7 +87,7 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
     sizes = sizes_of(old, axes)
 
     def add(sums: tuple[Variables, dict], client: Group) -> tuple[tuple[Variables, dict], None]:
-        held = {space: _spread(jnp.ones(own.shape), own, sizes[space], 0) for space, own in client.channels.items()}
+        held = {space: _spread(jnp.ones(own.shape), own, sizes[space], 0) for space, own in client.channels.items() if space in sizes}
 
         def total(so_far: jax.Array, leaf: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
             return so_far + client.weights.astype(leaf.dtype) * _insert(leaf, names, client.channels, sizes)
@@ -111,6 +111,21 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
         return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), leaf)
 
     return jax.tree.map(mean, old, sums[0], axes)
+
+
+def aggregate_heads(old: Variables, groups: Sequence[Group], axes: Variables) -> PyTree:
+    """The classifier layer, each class' column and bias over the clients that hold the class alone; weights of groups: [M, K].
+
+    Returns params["linear"] as old's. Source: HeteroFL's and FedRolex' public code, whose clients do not train columns of classes
+    that they do not hold.
+    """
+
+    def head(variables: Variables) -> Variables:
+        return Variables({"linear": variables.params["linear"]}, {})
+
+    columns = aggregate_classes(head(old), [Group(head(group[0]), *group[1:]) for group in groups], head(axes))
+    # Of class c the c-th expert's column.
+    return jax.tree.map(lambda leaf: jnp.diagonal(leaf, axis1=0, axis2=-1), columns.params["linear"])
 
 
 def aggregate_classes(fallback: Variables, groups: Sequence[Group], axes: Variables) -> Variables:

@@ -16,6 +16,7 @@ from mosaic_jax.runner import jit_once, placements
 from mosaic_jax.stages.distill import DistillInputs, distill_stage
 from mosaic_jax.stages.experts import Experts
 from mosaic_jax.stages.federated import federated_stage
+from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.generators import generators_stage
 from mosaic_jax.stages.meta import MetaInputs, meta_stage
 from mosaic_jax.stages.problem import Problem, Stage, build_problem
@@ -33,7 +34,7 @@ class Ours:
         self.problem = build_problem(config, random_dataset(row))
         self.stage, inputs = _stage(self.problem, row)
         state = jax.tree.map(jnp.copy, jit_once(self.stage.init)(inputs))
-        self._home, everywhere = placements(self.problem, self.stage)
+        self._home, everywhere = placements(self.problem, self.stage, state)
         self._inputs, self._data = jax.device_put((inputs, self.stage.data), everywhere)
         self.state = jax.device_put(state, self._home)
         self._last = jnp.int32(1 if row.stage == "warmup" else row.steps)
@@ -69,7 +70,7 @@ class Ours:
         return Task(
             row=self.row, weights=_weights(self.row, self.state, self._inputs),
             images=dataset.train_images, labels=dataset.train_labels, sizes=self.problem.num_samples,
-            indices=np.asarray(host.indices if self.row.stage == "warmup" else host, np.int32),
+            indices=np.asarray(_indices(self.row, host), np.int32),
             noise=np.asarray(noise.get(self.row.stage, lambda: jnp.zeros(0))()),
             logits=np.asarray(meta.expert_logits), prototype_labels=np.asarray(meta.labels),
         )  # fmt: skip
@@ -84,13 +85,18 @@ def random_dataset(row: Row) -> Dataset:
     return Dataset(images, labels, images[:NUM_CLASSES], labels[:NUM_CLASSES], names)
 
 
+def _indices(row: Row, host: PyTree) -> PyTree:
+    """The images of each step: all clients are one group."""
+    return {"warmup": lambda: host[0].indices, "generators": lambda: host[0]}.get(row.stage, lambda: host)()
+
+
 def _stage(problem: Problem, row: Row) -> tuple[Stage, PyTree]:
     """The stage and its inputs, made of fresh networks."""
     config = problem.config
     if row.stage == "warmup":
-        return federated_stage(problem, "warmup", 1, config.warmup.client_learning_rate, 0, None), ()
+        return federated_stage(problem, "warmup", 1, config.warmup.client_learning_rate, Federation()), ()
     if row.stage == "generators":
-        return generators_stage(problem), {"clients": ()}
+        return generators_stage(problem), {"clients": ((),), "classifier": ((),)}
     if row.stage == "meta":
         logits = jax.random.normal(jax.random.key(1), (row.num_prototypes, NUM_CLASSES, NUM_CLASSES))
         return meta_stage(problem), MetaInputs(logits, jnp.arange(row.num_prototypes, dtype=jnp.int32) % NUM_CLASSES)
@@ -109,9 +115,9 @@ def _weights(row: Row, state: PyTree, inputs: PyTree) -> dict[str, Weights]:
     """The weights of every network of a stage as PyTorch's state_dicts."""
     classifier = row.config.model.name
     if row.stage == "warmup":
-        return {"classifier": [to_torch(classifier, state.global_)]}
+        return {"classifier": [to_torch(classifier, state.servers[0])]}
     if row.stage == "generators":
-        networks = {"generator": state.generator, "discriminator": state.discriminator}
+        networks = {"generator": state[0].generator, "discriminator": state[0].discriminator}
         return {kind: _unstacked(kind, variables) for kind, variables in networks.items()}
     if row.stage == "meta":
         return {"meta": [to_torch("meta", Variables(state.params, {}))]}

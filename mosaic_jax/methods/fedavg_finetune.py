@@ -1,0 +1,17 @@
+"""The control that matters most: Mosaic's rounds without what is between them."""
+
+from mosaic_jax.stages.federated import federated_stage
+from mosaic_jax.stages.federation import Federation
+from mosaic_jax.stages.problem import Problem, Stage
+
+
+def fedavg_finetune(problem: Problem, federation: Federation) -> tuple[Stage, ...]:
+    """Mosaic's warm-up and Mosaic's fine-tuning at the low rate, nothing between."""
+    config = problem.config
+    return (
+        federated_stage(problem, "warmup", config.warmup.num_rounds, config.warmup.client_learning_rate, federation),
+        federated_stage(
+            problem, "finetune", config.finetune.num_rounds, config.finetune.client_learning_rate, federation,
+            start_from=lambda outputs: outputs["warmup"].servers,
+        ),
+    )  # fmt: skip

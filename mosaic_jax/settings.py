@@ -1,0 +1,115 @@
+"""What a setting of the configuration is: a typed dataclass field with a line of help and its valid values, and how it is checked.
+
+Imports no JAX, as `config`.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A bad setting; the message is one line naming the field, the value and the remedy."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with its line of help and its valid values."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+class Setting(typing.NamedTuple):
+    """One setting of a Config: its dotted name, its value, its declared type, and its field with help and limits."""
+
+    name: str
+    value: Any
+    type: Any
+    field: dataclasses.Field
+
+
+def settings(config: Any) -> Iterator[Setting]:
+    """Every setting of a Config, in the order of declaration."""
+    types = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(types[field.name]):
+            yield Setting(field.name, value, types[field.name], field)
+            continue
+        if not isinstance(value, types[field.name]):
+            raise ConfigError(f"{field.name}={value!r}: must be a {types[field.name].__name__}")
+        inner_types = typing.get_type_hints(types[field.name])
+        for inner in dataclasses.fields(value):
+            yield Setting(f"{field.name}.{inner.name}", getattr(value, inner.name), inner_types[inner.name], inner)
+
+
+def show(value: Any) -> str:
+    """A value as `--set` reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(show, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def valid_values(setting: Setting) -> str:
+    """What a setting accepts, in words: `one of a, b`, `a whole number, at least 1`, `3 numbers`."""
+    choices, low, high = (setting.field.metadata[key] for key in ("choices", "low", "high"))
+    if choices:
+        return ", ".join(map(show, choices)) if len(choices) == 1 else "one of " + ", ".join(map(show, choices))
+    kinds = typing.get_args(setting.type)
+    if kinds[1:] == (...,):
+        words = f"none or several, separated by commas, each {KINDS[kinds[0]]}"
+    else:
+        words = f"{len(kinds)} numbers separated by commas" if kinds else KINDS[setting.type]
+    if low is not None:
+        words += f", at least {low:g}" if high is None else f", from {low:.10g} to {high:.10g}"
+    return words
+
+
+def item_types(setting: Setting, num: int) -> tuple[type, ...]:
+    """The types of `num` values of a setting that holds several; raises ValueError where it holds another number of them."""
+    kinds = typing.get_args(setting.type)
+    if kinds[1:] == (...,):
+        return kinds[:1] * num
+    if len(kinds) != num:
+        raise ValueError(f"{setting.name} holds {len(kinds)} values, not {num}")
+    return kinds
+
+
+def checked(setting: Setting) -> Any:
+    """The value in its declared type (an int where a float is meant becomes one); raises ConfigError when it is not valid."""
+
+    def scalar(value: Any, kind: type) -> Any:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        low, high = setting.field.metadata["low"], setting.field.metadata["high"]
+        valid = type(value) is kind
+        if valid and kind in (int, float):
+            valid = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+        if not valid:
+            raise ConfigError(f"{setting.name}={show(setting.value)}: must be {valid_values(setting)}")
+        return value
+
+    value, choices = setting.value, setting.field.metadata["choices"]
+    if typing.get_args(setting.type):
+        try:
+            kinds = item_types(setting, len(value if isinstance(value, tuple | list) else None))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}") from error
+        return tuple(scalar(item, kind) for item, kind in zip(value, kinds, strict=True))
+    value = scalar(value, setting.type)
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), map(str, choices), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}{hint}")
+    return value
