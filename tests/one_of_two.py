@@ -70,8 +70,8 @@ def agreement(shared: Path, own: Path) -> dict[str, object]:
 def mapping() -> dict[str, object]:
     """Clients on the devices of both processes."""
     plan = make_plan(MappingConfig(), 3)
-    where, everywhere = (shardings(plan, spec, 3) for spec in (SHARDED, REPLICATED))
-    numbers, factor = place((np.arange(6.0).reshape(3, 2), np.float32(10)), (where, everywhere))
+    arrays = (np.arange(6.0).reshape(3, 2), np.float32(10))
+    numbers, factor = place(arrays, shardings(plan, (SHARDED, REPLICATED), arrays))
     mapped = jax.jit(lambda x, y: for_each_client(lambda x, y: x * y, (x,), (y,), plan))(numbers, factor)
     return {
         "processes": [device.process_index for device in plan.devices],
@@ -83,7 +83,7 @@ def mapping() -> dict[str, object]:
 
 def checkpoints(directory: Path) -> dict[str, object]:
     """Saved by both processes, the newest one then damaged."""
-    where = shardings(make_plan(MappingConfig(num_devices=1), 4), SHARDING, 4)
+    where = shardings(make_plan(MappingConfig(num_devices=1), 4), SHARDING, state(1))
     manager = StageCheckpoints(directory, "warmup", "hash", 3, SHARDING)
     for step in (1, 2):
         manager.save(step, place(state(step), where))

@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 
 from mosaic_jax import config_io
-from mosaic_jax.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    MetaConfig,
-    Setting,
-    WarmupConfig,
-    checked,
-    setting,
-    settings,
-)
+from mosaic_jax.config import ClientsConfig, Config, ConfigError, DataConfig, MetaConfig, ModelConfig, PartitionConfig, WarmupConfig
 from mosaic_jax.presets import PRESETS
+from mosaic_jax.settings import Setting, checked, setting, settings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -26,7 +17,7 @@ COMPLAINTS = [
     ("warmup.num_round=3", "warmup.num_round is no setting; did you mean warmup.num_rounds?"),
     ("alpha=1", "alpha is no setting; did you mean partition.alpha?"),
     ("alpa=1", "alpa is no setting; did you mean partition.alpha?"),
-    ("warmup=3", "warmup is a section, no setting; its settings are warmup.num_rounds, "),
+    ("warmup=3", "warmup is a section, no setting; its settings are warmup.method, "),
     ("warmup.batch_size", "--set warmup.batch_size: write NAME=VALUE"),
     ("warmup.batch_size=0", "warmup.batch_size=0: must be a whole number, at least 1"),
     ("warmup.batch_size=many", "warmup.batch_size=many: must be a whole number, at least 1"),
@@ -64,6 +55,8 @@ def test_a_bad_assignment_is_refused_in_one_line_that_names_the_remedy(assignmen
         ("partition.alpha=1e-2", "partition", "alpha", 0.01),
         ("data.mean=.4914,.4822, .4465", "data", "mean", (0.4914, 0.4822, 0.4465)),
         ("data.source=folder:/a=b:c,d e", "data", "source", "folder:/a=b:c,d e"),
+        ("clients.models=cnn:16, resnet18:8", "clients", "models", ("cnn:16", "resnet18:8")),
+        ("clients.models=", "clients", "models", ()),
     ],
 )
 def test_an_assignment_is_read_by_the_type_of_its_field(assignment: str, section: str, field: str, value: object) -> None:
@@ -204,3 +197,43 @@ def test_the_description_has_one_line_for_each_setting_that_set_reads_back() -> 
     assert len(lines) == len(config_io.flatten(Config()))
     assignments = [line.split("  ")[0] for line in lines]
     assert config_io.apply_overrides(Config(), assignments) == Config()
+
+
+# --- clients that differ ---
+
+
+def test_the_rates_of_ten_clients_under_rho_5_are_those_of_the_literature() -> None:
+    config = Config(method="heterofl", clients=ClientsConfig(rho=5))
+    assert config.client_rates == (1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.0625, 0.0625)
+    assert set(Config().client_rates) == {1.0}
+
+
+def test_networks_are_given_to_the_clients_in_turn() -> None:
+    config = Config(partition=PartitionConfig(num_clients=5), clients=ClientsConfig(models=("cnn:16", "resnet18:8")))
+    cnn, resnet = ModelConfig("cnn", 16), ModelConfig("resnet18", 8)
+    assert config.client_models == (cnn, resnet, cnn, resnet, cnn)
+    assert set(Config().client_models) == {ModelConfig()}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "complaint"),
+    [
+        (["clients.rho=5"], "clients.rho=5: warmup.method=fedavg gives every client the whole network; set warmup.method to one of"),
+        (["method=fedrs", "clients.rho=5"], "clients.rho=5: method=fedrs gives every client the whole network; set method to one of"),
+        (["method=heterofl", "clients.rates=1,0.5"], "clients.rates=1.0,0.5: 2 rates for partition.num_clients=10; give one for"),
+        (["method=heterofl", "clients.rates=1,0"], "clients.rates=1.0,0.0: must be none or several, separated by commas, each a number"),
+        (["partition.num_clients=1", "clients.rates=1", "clients.rho=5"], "clients.rho=5: clients.rates gives rates already"),
+        (["clients.models=cnn"], "clients.models=cnn: must be NAME:WIDTH as in cnn:16, NAME one of cnn, resnet18"),
+        (["clients.models=vgg:16"], "clients.models=vgg:16: must be NAME:WIDTH as in cnn:16"),
+        (["partition.num_clients=1", "clients.models=cnn:1,cnn:2"], "clients.models=cnn:1,cnn:2: more networks than partition.num"),
+        (["clients.models=cnn:1,cnn:2", "experts=parameters"], "experts=parameters: clients.models=cnn:1,cnn:2 have no parameters in"),
+        (["clients.models=cnn:1,cnn:2", "meta.source=prototypes"], "meta.source=prototypes: clients.models=cnn:1,cnn:2 have no para"),
+        (["method=fedproxx"], "method=fedproxx: must be one of mosaic, fedavg_finetune, fedavg, fedprox, fedbn, fedrs, heterofl, fedr"),
+    ],
+)  # fmt: skip
+def test_clients_that_the_method_has_no_place_for_are_refused_by_field_value_and_remedy(
+    assignments: list[str], complaint: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        config_io.apply_overrides(Config(), assignments)
+    assert str(refused.value).startswith(complaint)

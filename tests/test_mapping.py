@@ -72,8 +72,9 @@ def test_clients_run_as_many_steps_as_they_have_whatever_device_they_are_on(num_
 
 @pytest.mark.parametrize(("num_clients", "held"), [(4, 2), (5, 5)])
 def test_a_placed_state_is_held_in_parts_where_the_clients_divide_among_the_devices(num_clients: int, held: int) -> None:
-    where = shardings(plan(1, 2), {"clients": SHARDED, "server": REPLICATED}, num_clients)
-    placed = jax.device_put({"clients": jnp.arange(num_clients * 2.0).reshape(num_clients, 2), "server": jnp.ones(3)}, where)
+    arrays = {"clients": jnp.arange(num_clients * 2.0).reshape(num_clients, 2), "server": jnp.ones(3)}
+    where = shardings(plan(1, 2), {"clients": SHARDED, "server": REPLICATED}, arrays)
+    placed = jax.device_put(arrays, where)
     assert [shard.data.shape for shard in placed["clients"].addressable_shards] == [(held, 2)] * 2
     assert [shard.data.shape for shard in placed["server"].addressable_shards] == [(3,)] * 2
     gathered = jax.device_put(placed, one_device())

@@ -23,7 +23,7 @@ from mosaic_jax.planning import limit
 from mosaic_jax.planning.memory import expert_bytes
 from mosaic_jax.planning.run_plan import plan_run
 from mosaic_jax.planning.stage_plans import plan_stages
-from mosaic_jax.stages.experts import Experts, experts_stage, predict_experts, predict_heads
+from mosaic_jax.stages.experts import Experts, ExpertsInputs, experts_stage, predict_experts, predict_heads
 from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.meta import MetaInputs, keeps_logits, meta_stage
@@ -73,9 +73,9 @@ def test_recomputed_experts_and_experts_in_chunks_predict_what_stored_ones_do_on
     images = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3), minval=-1.0)
     features = jax.random.normal(jax.random.key(1), (5, problem.classifier.feature_size))
     for predict, given in ((expert_logits, images), (expert_head_logits, features)):
-        expected = jax.jit(lambda models, x, p=predict: p(problem.classifier, models, x))(stored, given)
+        expected = jax.jit(lambda models, x, p=predict: p(problem.classifier, models, (), x))(stored, given)
         for models, counts in ((stored, ()), (clients, COUNTS)):
-            found = jax.jit(lambda m, c, x, p=predict: p(problem.classifier, m, x, c, Plan(chunk)))(models, counts, given)
+            found = jax.jit(lambda m, c, x, p=predict: p(problem.classifier, m, c, x, Plan(chunk)))(models, counts, given)
             assert found.shape == (len(given), 10, 10)
             assert_close(found, expected)
 
@@ -84,7 +84,8 @@ def test_experts_are_held_once_and_recomputed_ones_not_at_all(clients: Variables
     outputs: dict[str, Experts] = {}
     for how in ("stored", "recomputed"):
         stage = experts_stage(problem_of(tiny(memory={"experts": how})))
-        outputs[how] = stage.output(stage.init(clients), clients)
+        inputs = ExpertsInputs((clients,), ({},), ())
+        outputs[how] = stage.output(stage.init(inputs), inputs)
     one_model = num_bytes(clients) // 3
     assert num_bytes(outputs["stored"]) == 10 * one_model
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (outputs["recomputed"].models, clients)), strict=True))
@@ -94,7 +95,8 @@ def test_experts_are_held_once_and_recomputed_ones_not_at_all(clients: Variables
 def test_a_prototype_is_judged_by_the_heads_of_the_same_experts_in_every_mode(mode: str, clients: Variables) -> None:
     problem = problem_of(tiny(experts=mode, memory={"experts": "recomputed"}))
     stage = experts_stage(problem)
-    experts = stage.output(stage.init(clients), clients)
+    inputs = ExpertsInputs((clients,), ({},), ())
+    experts = stage.output(stage.init(inputs), inputs)
     features = jax.random.normal(jax.random.key(1), (5, problem.classifier.feature_size))
     stored = class_experts(clients, jnp.asarray(problem.label_counts, jnp.float32))
     assert_close(predict_heads(problem, experts, features), expert_head_logits(problem.classifier, stored, (), features))
@@ -329,8 +331,8 @@ def test_memory_that_runs_out_is_one_line_with_a_status_of_its_own_and_the_run_g
 ) -> None:  # fmt: skip
     mosaic = METHODS["mosaic"]
 
-    def exhausted(problem: Problem) -> tuple[Stage, ...]:
-        return tuple(exhaust(stage) if stage.name == name else stage for stage in mosaic(problem))
+    def exhausted(problem: Problem, federation: Federation) -> tuple[Stage, ...]:
+        return tuple(exhaust(stage) if stage.name == name else stage for stage in mosaic(problem, federation))
 
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:

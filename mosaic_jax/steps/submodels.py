@@ -87,7 +87,7 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
     sizes = sizes_of(old, axes)
 
     def add(sums: tuple[Variables, dict], client: Group) -> tuple[tuple[Variables, dict], None]:
-        held = {space: _spread(jnp.ones(own.shape), own, sizes[space], 0) for space, own in client.channels.items() if space in sizes}
+        held = {space: _spread(jnp.ones(client.channels[space].shape), client.channels[space], sizes[space], 0) for space in sizes}
 
         def total(so_far: jax.Array, leaf: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
             return so_far + client.weights.astype(leaf.dtype) * _insert(leaf, names, client.channels, sizes)
