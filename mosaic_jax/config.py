@@ -178,8 +178,10 @@ class MetaConfig:
 class DistillConfig:
     num_steps: int = setting(1500, "Adam steps of the student", low=0)
     samples_per_client: int = setting(32, "images of every client's generator in a step", low=1)
-    teacher: str = setting("mixture", "mixture: meta model over experts; expert_sum: plain sum of expert logits",
-                           choices=("mixture", "expert_sum"))
+    teacher: str = setting(
+        "mixture", "mixture: meta model over experts; expert_sum: sum of expert logits; uniform: mean of the clients' logits",
+        choices=("mixture", "expert_sum", "uniform"),
+    )
     learning_rate: float = setting(1e-4, "Adam rate", low=0.0)
     schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
     temperature: float = setting(1.0, "softmax temperature T of the KL term", low=1e-3)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import federated_validation
-from mosaic_jax.stages.experts import Experts, predict_experts
+from mosaic_jax.stages.experts import predict_clients, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
 from mosaic_jax.steps.distill_step import (
     StudentState,
@@ -25,16 +25,22 @@ from mosaic_jax.types import PyTree, Variables
 
 
 class DistillInputs(NamedTuple):
-    """start: the global model; generators: leaves [C, ...]; experts: see Experts; meta: the teacher's parameters."""
+    """start: the global model; generators: leaves [C, ...]; experts: Experts; meta: the teacher's parameters.
+
+    clients: in the place of both, which then are (), where distill.teacher=uniform: the clients' own models, leaves [C, ...].
+    """
 
     start: Variables
     generators: Variables
-    experts: Experts
+    experts: PyTree
     meta: PyTree
+    clients: PyTree = ()
 
 
 def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -> jax.Array:
     """The teacher that `distill.teacher` names: f32[B, 32, 32, 3] -> f32[B, K], without gradient."""
+    if problem.config.distill.teacher == "uniform":
+        return jnp.mean(predict_clients(problem, inputs.clients, images), axis=1)
     logits = predict_experts(problem, inputs.experts, images)
     if problem.config.distill.teacher == "expert_sum":
         return expert_sum(logits)
@@ -53,6 +59,8 @@ def distill_stage(problem: Problem) -> Stage:
     num_images = distill.samples_per_client
 
     def inputs_of(outputs: Outputs) -> DistillInputs:
+        if distill.teacher == "uniform":
+            return DistillInputs(outputs["warmup"].global_, outputs["generators"], (), (), outputs["warmup"].clients)
         return DistillInputs(outputs["warmup"].global_, outputs["generators"], outputs["experts"], outputs["meta"])
 
     def draw(inputs: DistillInputs, stage: str, step: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -29,11 +29,17 @@ class Experts(NamedTuple):
 
 def predict_experts(problem: Problem, experts: Experts, images: jax.Array) -> jax.Array:
     """Logits of every class expert on images: f32[B, 32, 32, 3] -> f32[B, E, K], in either mode of `experts`."""
-    plan, group = Plan(problem.expert_plan.chunk), problem.expert_plan.images
     if problem.config.experts == "logits":
-        of_clients = expert_logits(problem.classifier, experts.models, images, plan=plan, group=group)
-        return mix_client_logits(of_clients, experts.label_counts)
+        return mix_client_logits(predict_clients(problem, experts.models, images), experts.label_counts)
+    plan, group = Plan(problem.expert_plan.chunk), problem.expert_plan.images
     return expert_logits(problem.classifier, experts.models, images, experts.label_counts, plan, group)
+
+
+def predict_clients(problem: Problem, clients: Variables, images: jax.Array) -> jax.Array:
+    """Logits of every client's own model, run as experts are: leaves [C, ...], f32[B, 32, 32, 3] -> f32[B, C, K]."""
+    return expert_logits(
+        problem.classifier, clients, images, plan=Plan(problem.expert_plan.chunk), group=problem.expert_plan.images
+    )
 
 
 def predict_heads(problem: Problem, experts: Experts, features: jax.Array) -> jax.Array:
