@@ -97,7 +97,7 @@ def _check_labels(rows: Sequence[Row]) -> None:
     labels = [row.label for row in rows]
     for label in labels:
         if labels.count(label) > 1:
-            raise ConfigError(f"--configs: two rows would be called {label}; give each file a name of its own, and each method once")
+            raise ConfigError(f"--configs: two rows would be called {label}; name each file otherwise, and each method once")
 
 
 def stage_keys(config: Config) -> dict[str, str]:
