@@ -12,6 +12,7 @@ SCALE = 2  # pixels of the picture for each one that a page shows
 BACKGROUND, INK, SOFT, RULE = (255, 255, 255), (40, 40, 40), (102, 112, 133), (227, 231, 238)
 COLOURS = ((47, 111, 222), (217, 98, 43), (31, 157, 104), (160, 75, 201), (184, 134, 11), (201, 59, 91))
 WIDTH, LINE, GAP, MARGIN, FONT_SIZE = (SCALE * size for size in (620, 15, 12, 14, 13))
+RINGED = "final"  # what the legend calls a ring
 RADIUS, RING, CAP = 4 * SCALE, 7 * SCALE, 3 * SCALE
 
 
@@ -25,7 +26,8 @@ def accuracy_plot(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], final: Ma
     names = list(dict.fromkeys(model for models in sorted(shown.values(), key=len, reverse=True) for model in models))
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
     known = [(100 * each["mean"], 100 * (each["std"] or 0.0)) for models in shown.values() for each in models.values()]
-    marks = ticks(max(min((m - s for m, s in known), default=0.0), 0.0), min(max((m + s for m, s in known), default=100.0), 100.0))
+    low, high = min((m - s for m, s in known), default=0.0), max((m + s for m, s in known), default=100.0)
+    marks = ticks(max(low, 0.0), min(high, 100.0), whole=True)
     font = ImageFont.load_default(size=FONT_SIZE)
     left = 2 * MARGIN + int(max((font.getlength(name) for name in shown), default=0))
     top = MARGIN + 2 * (FONT_SIZE + GAP) + GAP
@@ -52,9 +54,6 @@ def accuracy_plot(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], final: Ma
         y += height
     draw.line((MARGIN, bottom, left + WIDTH, bottom), RULE, SCALE)
     return np.asarray(picture)
-
-
-RINGED = "final"
 
 
 def _mark(
