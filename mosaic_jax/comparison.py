@@ -14,6 +14,7 @@ from mosaic_jax.io.console import Console, duration
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.mapping import create_cpu_devices, num_cpu_devices
+from mosaic_jax.planning.limit import check, fit
 from mosaic_jax.rows import Row, stage_keys
 from mosaic_jax.stages.problem import build_problem
 from mosaic_jax.types import Dataset
@@ -31,7 +32,7 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
     comparison_directory.check(out, rows)
     runs = [(row, row.configs[place]) for place in range(len(rows[0].configs)) for row in rows]
     left = [(row, config) for row, config in runs if finished(run_dir(out, row.label, config.seed)) is None]
-    check_problems([config for _, config in left], console)
+    check_problems(left, console)
     failed: dict[tuple[str, int], str] = {}
     took: dict[str, list[float]] = {}
     status = 0
@@ -65,20 +66,25 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
     return status
 
 
-def check_problems(configs: Sequence[Config], console: Console) -> None:
-    """Raises ConfigError where a run could not begin for its data, its partition or its cohorts, and makes the devices for all."""
-    if not configs:
+def check_problems(runs: Sequence[tuple[Row, Config]], console: Console) -> None:
+    """Raises ConfigError where a run could not begin for its data, its partition, its cohorts or its memory, and makes the devices
+    that the runs share."""
+    if not runs:
         return
-    most = max(configs, key=lambda config: num_cpu_devices(config.mapping, config.partition.num_clients))
+    most = max((config for _, config in runs), key=lambda config: num_cpu_devices(config.mapping, config.partition.num_clients))
     create_cpu_devices(most.mapping, most.partition.num_clients)
     datasets: dict[tuple[str, int, str], Dataset] = {}
-    for config in configs:
+    estimated: set[str] = set()
+    for row, config in runs:
         data = config.data.source, config.data.image_size, config.data.dir
         if data not in datasets:
             datasets[data] = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
         # Turning images, or making them noisy, takes long and cannot fail.
         plain = with_values(config, {"partition.feature_rotation": 0.0, "partition.feature_noise": 0.0})
-        build_problem(plain, datasets[data], read_table(config.partition, datasets[data].class_names))
+        problem = build_problem(plain, datasets[data], read_table(config.partition, datasets[data].class_names))
+        if row.label not in estimated:  # memory is that of the row's other seeds, but for a few images
+            estimated.add(row.label)
+            check(*fit(problem), lambda warning: None)  # each run says its own
 
 
 def reusable(config: Config, others: Sequence[Path]) -> Mapping[str, Sequence[Path]]:

@@ -306,6 +306,8 @@ def test_a_directory_or_data_that_some_run_cannot_have_are_refused_before_any_is
         compare([row("new", small(1)), row("lost", small(1, data={"source": "folder:nowhere"}))], out, Console(quiet=True))
     with pytest.raises(ConfigError, match=r"partition.num_clients=1439"):
         compare([row("new", small(1)), row("many", small(1, partition={"num_clients": 1439}))], out, Console(quiet=True))
+    with pytest.raises(ConfigError, match=r"memory.limit_gib=0.001: warmup needs about"):
+        compare([row("new", small(1)), row("large", small(1, memory={"limit_gib": 0.001}))], out, Console(quiet=True))
     assert [path.name for path in out.iterdir()] == ["plain"]
     (out / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"holds thesis.tex, which is no comparison's; name another directory"):
