@@ -20,6 +20,9 @@ from mosaic_jax.io.accuracy_plot import COLOURS, accuracy_plot
 from mosaic_jax.io.comparison_table import as_csv, as_text
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
+from mosaic_jax.io.metrics import MetricsLog
+from mosaic_jax.io.reuse import take
+from mosaic_jax.io.run_directory import write_config
 from mosaic_jax.methods import METHODS
 from mosaic_jax.rows import CONTROLS, LATER, READ_FROM, Row, identity, rows_of, stage_keys
 from mosaic_jax.stages.distill import DistillInputs, distill_stage, teacher_logits
@@ -61,12 +64,12 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     return arguments, place / "out"
 
 
-def test_every_run_of_a_comparison_is_bitwise_the_run_that_it_is_alone(command: tuple, tmp_path: Path) -> None:
+def test_a_run_of_a_comparison_is_bitwise_the_run_that_it_is_alone(command: tuple, tmp_path: Path) -> None:
     _, out = command
-    assert train(small(1), tmp_path / "plain") == 0
-    assert_same_run(out / "plain" / "seed1", tmp_path / "plain")
-    assert train(small(0, warmup={"num_rounds": 1, "client_learning_rate": 0.1}), tmp_path / "fast") == 0
-    assert_same_run(out / "fast" / "seed0", tmp_path / "fast")
+    assert train(small(1, warmup={"num_rounds": 1, "client_learning_rate": 0.1}), tmp_path / "alone") == 0
+    assert_same_run(out / "fast" / "seed1", tmp_path / "alone")
+    every = [fingerprints(out / name / f"seed{seed}")["warmup"] for name in ("plain", "fast") for seed in (0, 1)]
+    assert len(set(every)) == 4
 
 
 def test_the_table_holds_means_sample_deviations_and_costs_of_its_runs(command: tuple) -> None:
@@ -166,21 +169,23 @@ class Listening(Console):
 
 
 def test_a_control_that_takes_stages_from_its_row_is_bitwise_the_control_trained_alone(finished: Path, tmp_path: Path) -> None:
-    uniform = tiny(distill={"teacher": "uniform"})
+    uniform = tiny(distill={"teacher": "uniform"}, finetune={"num_rounds": 0})
     assert train(uniform, tmp_path / "alone") == 0
     out = tmp_path / "out"
     shutil.copytree(finished, out / "tiny" / "seed0")
     rows = [row("tiny", tiny()), row("tiny-uniform", uniform, control="uniform")]
     control = out / "tiny-uniform" / "seed0"
-    # Stopped within the first stage that is its own, and then as if it had been killed while the one before was being taken.
-    assert compare(rows, out, StoppingConsole()) == 143
-    assert set(fingerprints(control)) == {"warmup", "generators", "experts", "meta", "distill"}
-    for stage in ("meta", "distill"):
-        shutil.rmtree(control / "checkpoints" / stage)
-    shutil.copytree(control / "checkpoints" / "experts" / "0", control / "taken.tmp")
+    # As if it had been killed when warmup was there, and the files of generators were half copied.
+    shutil.copytree(finished / "checkpoints" / "warmup" / "3", control / "checkpoints" / "warmup" / "3")
+    shutil.copytree(finished / "checkpoints" / "experts" / "0", control / "taken.tmp")
+    records = (finished / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (control / "metrics.jsonl").write_text("".join(line for line in records if '"warmup"' in line))
+    write_config(control, uniform)
     console = Listening()
     assert compare(rows, out, console) == 0
-    assert [text for text in console.heard if "taken from" in text] == [f"meta: taken from {out / 'tiny' / 'seed0'}"]
+    assert [text for text in console.heard if "taken from" in text] == [
+        f"{stage}: taken from {out / 'tiny' / 'seed0'}" for stage in ("generators", "experts", "meta")
+    ]
     assert_same_run(control, tmp_path / "alone")
     assert not (control / "taken.tmp").exists()
     of_row, of_control = (json.loads((run / "results.json").read_text()) for run in (out / "tiny" / "seed0", control))
@@ -189,9 +194,6 @@ def test_a_control_that_takes_stages_from_its_row_is_bitwise_the_control_trained
 
 
 def test_a_stage_of_other_clients_and_a_stage_that_is_not_finished_are_not_taken(finished: Path, tmp_path: Path) -> None:
-    from mosaic_jax.io.metrics import MetricsLog
-    from mosaic_jax.io.reuse import take
-
     other, run_dir = tmp_path / "other", tmp_path / "run"
     shutil.copytree(finished, other)
     run_dir.mkdir()
