@@ -1,4 +1,4 @@
-"""The command line `mosaic-jax`: train, plan, evaluate, sample, report, partition, config, prepare.
+"""The command line `mosaic-jax`: train, compare, plan, evaluate, sample, report, partition, config, prepare.
 
 JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
 """
@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING
 from mosaic_jax import __version__
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import describe, one_line, resolve, resolve_seeds
-from mosaic_jax.parser import Parser, check_picture, check_processes, check_run_dir
-from mosaic_jax.presets import PRESETS
+from mosaic_jax.parser import (
+    Parser,
+    add_comparison,
+    add_settings,
+    check_directory,
+    check_picture,
+    check_processes,
+    check_run_dir,
+)
+from mosaic_jax.rows import rows_of
 from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -24,7 +32,7 @@ STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
 
 
 def build_parser() -> Parser:
-    """The parser of the eight commands; each sets `run` to its function."""
+    """The parser of the nine commands; each sets `run` to its function."""
     parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
     parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -36,22 +44,16 @@ def build_parser() -> Parser:
         return added
 
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
+    compare = command("compare", run_compare, "train configurations, methods and seeds, or resume them, and write one table")
+    add_comparison(compare)
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
     partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, and write FILE.csv beside it")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
     for each in (train, plan, partition, config):
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
-        each.add_argument("--preset", metavar="NAME", help=f"settings laid over the file's: {', '.join(PRESETS)}")
-        each.add_argument(
-            "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", dest="assignments",
-            help="other values, as in warmup.num_rounds=30",
-        )
+        add_settings(each)
         each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
-        each.add_argument(
-            "--data-dir", action="append", default=[], dest="assignments", type="data.dir={}".format, metavar="DIR",
-            help="the same as --set data.dir=DIR",
-        )
     train.add_argument("--seeds", metavar="N,N,...", help="train each seed in RUN_DIR/seed<N>; means go to RUN_DIR/seeds.json")
     train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>, or -seeds<N>-<N>...")
     train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
@@ -73,9 +75,9 @@ def build_parser() -> Parser:
         each.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     sample.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
     sample.add_argument("--num", type=int, default=64, metavar="N", help="images of each client (default: 64)")
-    for each in (train, evaluate, sample):
+    for each in (train, compare, evaluate, sample):
         each.add_argument("--no-compilation-cache", action="store_true", help="neither read nor keep compiled programs")
-    for each in (train, evaluate):
+    for each in (train, compare, evaluate):
         each.add_argument("-v", "--verbose", action="store_true", help="also accuracies per class")
     return parser
 
@@ -106,10 +108,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     configs = (resolve(*source),) if arguments.seeds is None else resolve_seeds(*source, arguments.seeds)
     seed = configs[0].seed if arguments.seeds is None else [config.seed for config in configs]
     run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, seed)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
-    if arguments.profile is not None and arguments.profile.exists() and not arguments.profile.is_dir():
-        raise ConfigError(f"--profile {arguments.profile}: is a file; name a directory")
+    check_directory("--run-dir", run_dir)
+    check_directory("--profile", arguments.profile)
     check_processes(arguments)
     if not arguments.distributed:
         return train(arguments, configs, run_dir, console_of(arguments))
@@ -134,6 +134,19 @@ def train(arguments: argparse.Namespace, configs: Sequence[Config], run_dir: Pat
     from mosaic_jax import runner
 
     return runner.train(configs[0], run_dir, **options)
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax compare --configs FILE ... --seeds N,N,... --out DIR`."""
+    rows = rows_of(
+        arguments.configs, arguments.methods, arguments.preset, arguments.assignments, arguments.seeds, not arguments.no_controls
+    )
+    check_directory("--out", arguments.out)
+    from mosaic_jax.comparison import compare
+
+    console = console_of(arguments)
+    set_compilation_cache(arguments, console)
+    return compare(rows, arguments.out, console)
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -176,6 +189,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     """`mosaic-jax report RUN_DIR`."""
     if not (arguments.run_dir / "config.json").exists() and any(arguments.run_dir.glob("seed*/config.json")):
         from mosaic_jax.io.seeds_directory import write_index as write
+    elif (arguments.run_dir / "comparison.json").exists():
+        from mosaic_jax.io.comparison_directory import write_index as write
     else:
         check_run_dir(arguments.run_dir, checkpoints=False)
         from mosaic_jax.io.report import write_report as write

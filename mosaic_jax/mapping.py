@@ -56,13 +56,18 @@ def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
     Without effect once JAX runs, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS already say how many. Of several processes each
     has so many.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     try:
-        jax.config.update("jax_num_cpu_devices", mapping.num_devices or min(cores, num_clients))
+        jax.config.update("jax_num_cpu_devices", num_cpu_devices(mapping, num_clients))
     except RuntimeError:  # a program that uses us as a library has started JAX already: its devices are what there is
         return
+
+
+def num_cpu_devices(mapping: MappingConfig, num_clients: int) -> int:
+    """The devices that `create_cpu_devices` makes of a processor."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return mapping.num_devices or min(cores, num_clients)
 
 
 def make_plan(mapping: MappingConfig, num_clients: int, fitting: int = 0) -> Plan:

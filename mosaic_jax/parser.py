@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import did_you_mean, load_json, one_line
+from mosaic_jax.presets import PRESETS
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +34,38 @@ class Parser(argparse.ArgumentParser):
                 hint = did_you_mean(name, options) or f"; see {parser.prog} --help"
                 raise ConfigError(f"{name} is no option of {parser.prog}{hint}")
         return self.parse_args(arguments)
+
+
+def add_settings(parser: Parser) -> None:
+    """--preset, --set and --data-dir: what is laid over a configuration file."""
+    parser.add_argument("--preset", metavar="NAME", help=f"settings laid over the file's: {', '.join(PRESETS)}")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", dest="assignments",
+        help="other values, as in warmup.num_rounds=30",
+    )
+    parser.add_argument(
+        "--data-dir", action="append", default=[], dest="assignments", type="data.dir={}".format, metavar="DIR",
+        help="the same as --set data.dir=DIR",
+    )
+
+
+def add_comparison(parser: Parser) -> None:
+    """What `compare` compares, and where that goes."""
+    parser.add_argument("--configs", required=True, nargs="+", metavar="FILE", help="Python files that define get_config()")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="NAME",
+        help="train each file with each of them, in the place of its own; mosaic:NAME is Mosaic warmed up by the method NAME",
+    )
+    add_settings(parser)
+    parser.add_argument("--seeds", required=True, metavar="N,N,...", help="train each row with each seed")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="runs in DIR/<row>/seed<N>, the table in DIR")
+    parser.add_argument("--no-controls", action="store_true", help="only the rows asked for, without the controls of Mosaic")
+
+
+def check_directory(option: str, path: Path | None) -> None:
+    """Raises ConfigError where an option that names a directory names a file."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConfigError(f"{option} {path}: is a file; name a directory")
 
 
 def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:

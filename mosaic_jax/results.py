@@ -10,7 +10,7 @@ from mosaic_jax.io import run_directory
 from mosaic_jax.io.samples import save_real_and_generated
 from mosaic_jax.methods import stages_of
 from mosaic_jax.rng import key_at
-from mosaic_jax.stages.evaluation import evaluate_models
+from mosaic_jax.stages.evaluation import evaluate_models, final_model
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.types import PyTree
@@ -49,6 +49,7 @@ def results_of(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str
         "stages": all_stages,
         "stages_done": done,
         "models": models,
+        "final": final_model(models),
         "confusion": confusion,
         **costs,
         "class_names": list(problem.dataset.class_names),

@@ -2,9 +2,10 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.report import write_report
+from mosaic_jax.io.reuse import take
 from mosaic_jax.io.samples import image_grid, save_grid
 from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
 from mosaic_jax.methods import stages_of
@@ -57,7 +59,8 @@ class _Run(NamedTuple):
     log: MetricsLog
     console: Console
     signals: list[int]
-    profile: Profile | None = None
+    profile: Profile | None
+    reuse: Mapping[str, Sequence[Path]]
 
 
 @contextmanager
@@ -99,11 +102,13 @@ def train(
     console: Console,
     profile: Path | None = None,
     signals: list[int] | None = None,
+    reuse: Mapping[str, Sequence[Path]] = MappingProxyType({}),
 ) -> int:
     """Train, or resume, the run of `config` in `run_dir`; returns the exit status.
 
     profile: a directory for a trace of one segment of each stage. signals: where a caller of several runs catches signals
-    already; None catches them here.
+    already; None catches them here. reuse: run directories whose stage of that name is this run's to the last bit: where one has
+    finished it, it is taken from there instead of trained (one process only).
 
     0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 4: out of memory. 130 / 143: interrupted
     by SIGINT / SIGTERM, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and for
@@ -126,7 +131,7 @@ def train(
                 run_directory.write_config(run_dir, config)
                 run_directory.write_text(run_dir / "partition.csv", clients)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
-        run = _Run(problem, run_dir, log, console, signals, traces)
+        run = _Run(problem, run_dir, log, console, signals, traces, reuse)
         try:
             outputs, done = _run_stages(run, stop_after)
             if first:
@@ -212,6 +217,9 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
         method = run.problem.config.method
         raise ConfigError(f"--stop-after {stop_after}: method {method} has no such stage; its stages are {', '.join(names)}")
     for stage in stages:
+        other = take(run.directory, run.reuse.get(stage.name, ()), stage.name, stage.num_steps, run.log)
+        if other is not None:
+            run.console.message(f"{stage.name}: taken from {other}")
         with naming_what_needs_memory(run.problem, stage.name):
             outputs[stage.name] = _run_stage(run, stage, outputs)
             if stage.name == "generators" and processes.is_first():

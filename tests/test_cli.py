@@ -25,7 +25,7 @@ def several(coordinator: str, num_processes: str, process_id: str) -> list[str]:
 
 BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
-    (["trian"], "the commands are train, plan, partition, config, prepare, evaluate, sample, report; did you mean train?"),
+    (["trian"], "the commands are train, compare, plan, partition, config, prepare, evaluate, sample, report; did you mean train?"),
     (["train"], "the following arguments are required: --config"),
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),
     (["train", "--config"], "--config: expected one argument"),

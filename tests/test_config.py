@@ -15,7 +15,7 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
 COMPLAINTS = [
     ("warmup.num_round=3", "warmup.num_round is no setting; did you mean warmup.num_rounds?"),
-    ("alpha=1", "alpha is no setting; did you mean partition.alpha?"),
+    ("alpha=1", "alpha is no setting; did you mean partition.alpha or fedrs.alpha?"),
     ("alpa=1", "alpa is no setting; did you mean partition.alpha?"),
     ("warmup=3", "warmup is a section, no setting; its settings are warmup.method, "),
     ("warmup.batch_size", "--set warmup.batch_size: write NAME=VALUE"),
@@ -218,17 +218,17 @@ def test_networks_are_given_to_the_clients_in_turn() -> None:
 @pytest.mark.parametrize(
     ("assignments", "complaint"),
     [
-        (["clients.rho=5"], "clients.rho=5: warmup.method=fedavg gives every client the whole network; set warmup.method to one of"),
-        (["method=fedrs", "clients.rho=5"], "clients.rho=5: method=fedrs gives every client the whole network; set method to one of"),
-        (["method=heterofl", "clients.rates=1,0.5"], "clients.rates=1.0,0.5: 2 rates for partition.num_clients=10; give one for"),
-        (["method=heterofl", "clients.rates=1,0"], "clients.rates=1.0,0.0: must be none or several, separated by commas, each a number"),
+        (["clients.rho=5"], "clients.rho=5: warmup.method=fedavg gives every client the whole network; set warmup.method to"),
+        (["method=fedrs", "clients.rho=5"], "clients.rho=5: method=fedrs gives every client the whole network; set method to"),
+        (["method=heterofl", "clients.rates=1,0.5"], "clients.rates=1.0,0.5: 2 rates for partition.num_clients=10; give one"),
+        (["method=heterofl", "clients.rates=1,0"], "clients.rates=1.0,0.0: must be none or several, separated by commas, each"),
         (["partition.num_clients=1", "clients.rates=1", "clients.rho=5"], "clients.rho=5: clients.rates gives rates already"),
         (["clients.models=cnn"], "clients.models=cnn: must be NAME:WIDTH as in cnn:16, NAME one of cnn, resnet18"),
         (["clients.models=vgg:16"], "clients.models=vgg:16: must be NAME:WIDTH as in cnn:16"),
-        (["partition.num_clients=1", "clients.models=cnn:1,cnn:2"], "clients.models=cnn:1,cnn:2: more networks than partition.num"),
-        (["clients.models=cnn:1,cnn:2", "experts=parameters"], "experts=parameters: clients.models=cnn:1,cnn:2 have no parameters in"),
-        (["clients.models=cnn:1,cnn:2", "meta.source=prototypes"], "meta.source=prototypes: clients.models=cnn:1,cnn:2 have no para"),
-        (["method=fedproxx"], "method=fedproxx: must be one of mosaic, fedavg_finetune, fedavg, fedprox, fedbn, fedrs, heterofl, fedr"),
+        (["partition.num_clients=1", "clients.models=cnn:1,cnn:2"], "clients.models=cnn:1,cnn:2: more networks than partition."),
+        (["clients.models=cnn:1,cnn:2", "experts=parameters"], "experts=parameters: clients.models=cnn:1,cnn:2 have no parame"),
+        (["clients.models=cnn:1,cnn:2", "meta.source=prototypes"], "meta.source=prototypes: clients.models=cnn:1,cnn:2 have n"),
+        (["method=fedproxx"], "method=fedproxx: must be one of mosaic, fedavg_finetune, fedavg, fedprox, fedbn, fedrs, hetero"),
     ],
 )  # fmt: skip
 def test_clients_that_the_method_has_no_place_for_are_refused_by_field_value_and_remedy(

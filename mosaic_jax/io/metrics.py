@@ -50,6 +50,11 @@ class MetricsLog:
             if record["stage"] not in later and not (record["stage"] == stage and record["step"] > step)
         ])
 
+    def replace(self, stage: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Makes the records of a stage exactly these."""
+        self._file.close()
+        self._rewrite([*(record for record in read(self._path.parent) if record["stage"] != stage), *records])
+
     def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Makes the file hold exactly `records`, at once, and opens it for more."""
         fresh = self._path.with_suffix(".tmp")
@@ -79,6 +84,9 @@ class NoMetrics(MetricsLog):
 
     def truncate(self, stage_order: Sequence[str], stage: str, step: int) -> None:
         """Nothing is dropped."""
+
+    def replace(self, stage: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing is replaced."""
 
     def close(self) -> None:
         """Nothing was opened."""

@@ -24,10 +24,13 @@ from mosaic_jax.io.metrics import read
 SHARED_SECONDS = 30.0
 
 
-def check(run_dir: Path, config: Config) -> None:
-    """Raises ConfigError when a run directory belongs to another configuration or holds files that are no run's."""
+def check(run_dir: Path, config: Config, option: str = "--run-dir") -> None:
+    """Raises ConfigError when a run directory belongs to another configuration or holds files that are no run's.
+
+    option: which one named it.
+    """
     if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"--run-dir {run_dir}: is a file; name a directory")
+        raise ConfigError(f"{option} {run_dir}: is a file; name a directory")
     if (run_dir / "config.json").exists():
         old, new = (  # What a data set brings with it may be written down or left to its name.
             dataclasses.replace(each, data=with_own_settings(each.data)) for each in (load_json(run_dir / "config.json"), config)
@@ -36,11 +39,11 @@ def check(run_dir: Path, config: Config) -> None:
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
-                f"--run-dir {run_dir}: holds a run of another configuration ({'; '.join(differing[:3])}{more}); "
+                f"{option} {run_dir}: holds a run of another configuration ({'; '.join(differing[:3])}{more}); "
                 "name another directory"
             )
     elif run_dir.is_dir() and any(file.name != ".lock" for file in run_dir.iterdir()):
-        raise ConfigError(f"--run-dir {run_dir}: is not empty and holds no run; name another directory")
+        raise ConfigError(f"{option} {run_dir}: is not empty and holds no run; name another directory")
 
 
 @contextlib.contextmanager

@@ -29,15 +29,18 @@ def seed_dirs(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("seed")))
 
 
-def check(run_dir: Path, configs: Sequence[Config]) -> None:
-    """Raises ConfigError unless every seed can be trained, or resumed, below `run_dir`: asked before the first one is."""
+def check(run_dir: Path, configs: Sequence[Config], option: str = "--run-dir") -> None:
+    """Raises ConfigError unless every seed can be trained, or resumed, below `run_dir`: asked before the first one is.
+
+    option: which one named it.
+    """
     if run_dir.is_dir():
         if (run_dir / "config.json").exists():
-            raise ConfigError(f"--run-dir {run_dir}: holds the run of a single seed; name another directory for --seeds")
+            raise ConfigError(f"{option} {run_dir}: holds the run of a single seed; name another directory for --seeds")
         if not all(OURS.fullmatch(path.name) for path in run_dir.iterdir()):
-            raise ConfigError(f"--run-dir {run_dir}: is not empty and holds no runs of seeds; name another directory")
+            raise ConfigError(f"{option} {run_dir}: is not empty and holds no runs of seeds; name another directory")
     for config in configs:
-        run_directory.check(seed_dir(run_dir, config.seed), config)
+        run_directory.check(seed_dir(run_dir, config.seed), config, option)
 
 
 def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

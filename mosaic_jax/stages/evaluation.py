@@ -1,6 +1,6 @@
 """Judging models: federated validation during training, and every model of the result table at the end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -149,6 +149,10 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
     table = {name: _summary(validation.get(name), test[name]) for name in test}
     if "warmup" in outputs and jax.tree.leaves(outputs["warmup"].clients):
         table["clients"] = evaluate_clients(problem, outputs["warmup"].clients)
-    final = next(name for name in ("finetuned", "student", "global") if name in test)
     ordered = sorted(table, key=lambda name: MODELS.index(name.partition(" ")[0]))
-    return {name: table[name] for name in ordered}, test[final].tolist()
+    return {name: table[name] for name in ordered}, test[final_model(test)].tolist()
+
+
+def final_model(models: Collection[str]) -> str:
+    """Of models that were evaluated the one that the method hands over, or would so far."""
+    return next(name for name in ("finetuned", "student", "global") if name in models)

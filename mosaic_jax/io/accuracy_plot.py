@@ -1,0 +1,92 @@
+"""Accuracies of several rows as a picture: a dot for each model with its deviation, and a ring around what is handed over."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mosaic_jax.io.charts import Axis, ticks
+
+SCALE = 2  # pixels of the picture for each one that a page shows
+BACKGROUND, INK, SOFT, RULE = (255, 255, 255), (40, 40, 40), (102, 112, 133), (227, 231, 238)
+COLOURS = ((47, 111, 222), (217, 98, 43), (31, 157, 104), (160, 75, 201), (184, 134, 11), (201, 59, 91))
+WIDTH, LINE, GAP, MARGIN, FONT_SIZE = (SCALE * size for size in (620, 15, 12, 14, 13))
+RINGED = "final"  # what the legend calls a ring
+RADIUS, RING, CAP = 4 * SCALE, 7 * SCALE, 3 * SCALE
+
+
+def accuracy_plot(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], final: Mapping[str, str | None], title: str) -> np.ndarray:
+    """Rows from top to bottom, in each a line for each of its models: mean and one deviation to both sides, in percent.
+
+    rows: name to {model: {"mean": share in 0..1 or None, "std": share or None}}; final: the model of each row that is ringed.
+    Returns u8[height, width, 3].
+    """
+    shown = {name: {model: each for model, each in models.items() if each["mean"] is not None} for name, models in rows.items()}
+    names = list(dict.fromkeys(model for models in sorted(shown.values(), key=len, reverse=True) for model in models))
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    known = [(100 * each["mean"], 100 * (each["std"] or 0.0)) for models in shown.values() for each in models.values()]
+    low, high = min((m - s for m, s in known), default=0.0), max((m + s for m, s in known), default=100.0)
+    marks = ticks(max(low, 0.0), min(high, 100.0), whole=True)
+    font = ImageFont.load_default(size=FONT_SIZE)
+    left = 2 * MARGIN + int(max((font.getlength(name) for name in shown), default=0))
+    top = MARGIN + 2 * (FONT_SIZE + GAP) + GAP
+    heights = [max(len(models), 1) * LINE + GAP for models in shown.values()]
+    legend = sum(_legend_width(font, name) for name in (*names, RINGED))
+    width = max(left + WIDTH, MARGIN + int(max(legend, font.getlength(title)))) + 2 * MARGIN
+    bottom = top + sum(heights)
+    picture = Image.new("RGB", (width, bottom + FONT_SIZE + 2 * MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, MARGIN), title, INK, font)
+    _legend(draw, font, colours, MARGIN + FONT_SIZE + GAP + FONT_SIZE // 2 + SCALE)
+    x_of = Axis(marks[0], marks[-1], left, left + WIDTH)
+    for mark in marks:
+        draw.line((x_of(mark), top, x_of(mark), bottom), RULE, SCALE)
+        draw.text((x_of(mark), bottom + SCALE * 5), f"{mark:g}%", SOFT, font, anchor="mt")
+    y = top
+    for (name, models), height in zip(shown.items(), heights, strict=True):
+        draw.line((MARGIN, y, left + WIDTH, y), RULE, SCALE)
+        draw.text((left - MARGIN // 2, y + height // 2), name, INK if models else SOFT, font, anchor="rm")
+        for line, (model, each) in enumerate(models.items()):
+            middle = y + GAP // 2 + LINE * line + LINE // 2
+            mean, std = 100 * each["mean"], 100 * (each["std"] or 0.0)
+            _mark(draw, x_of, mean, std, middle, colours[model], ringed=model == final.get(name))
+        y += height
+    draw.line((MARGIN, bottom, left + WIDTH, bottom), RULE, SCALE)
+    return np.asarray(picture)
+
+
+def _mark(
+    draw: ImageDraw.ImageDraw, x_of: Axis, mean: float, std: float, y: int, colour: tuple[int, int, int], *, ringed: bool
+) -> None:
+    x, low, high = x_of(mean), x_of(max(mean - std, 0.0)), x_of(min(mean + std, 100.0))
+    if std:
+        draw.line((low, y, high, y), colour, SCALE)
+        for end in (low, high):
+            draw.line((end, y - CAP, end, y + CAP), colour, SCALE)
+    _dot(draw, x, y, colour)
+    if ringed:
+        _ring(draw, x, y)
+
+
+def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, colour: tuple[int, int, int]) -> None:
+    draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), colour)
+
+
+def _ring(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
+    draw.ellipse((x - RING, y - RING, x + RING, y + RING), outline=INK, width=SCALE)
+
+
+def _legend_width(font: ImageFont.FreeTypeFont, name: str) -> int:
+    return 2 * RING + SCALE * 6 + int(font.getlength(name)) + 2 * GAP
+
+
+def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, colours: Mapping[str, tuple[int, int, int]], y: int) -> None:
+    x = MARGIN
+    for name in (*colours, RINGED):
+        if name in colours:
+            _dot(draw, x + RING, y, colours[name])
+        else:
+            _ring(draw, x + RING, y)
+        draw.text((x + 2 * RING + SCALE * 6, y), name, SOFT, font, anchor="lm")
+        x += _legend_width(font, name)

@@ -1,0 +1,141 @@
+"""The directory of a comparison: OUT/<row>/seed<N>, and comparison.json, .csv, .txt, .png and report.html over them."""
+
+import base64
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mosaic_jax.config import ConfigError
+from mosaic_jax.io import metrics, run_directory, seeds_directory
+from mosaic_jax.io.accuracy_plot import SCALE, accuracy_plot
+from mosaic_jax.io.comparison_table import as_csv, as_text, cells, heading
+from mosaic_jax.io.page import page, table
+from mosaic_jax.io.samples import save_grid
+from mosaic_jax.rows import Row
+
+OURS = re.compile(r"comparison\.(tmp|(txt|csv|json|png)(\.tmp)?)|report\.html(\.tmp)?")
+
+
+def run_dir(out: Path, row: str, seed: int) -> Path:
+    """The run directory of one seed of a row."""
+    return seeds_directory.seed_dir(out / row, seed)
+
+
+def check(out: Path, rows: Sequence[Row]) -> None:
+    """Raises ConfigError unless every run can be trained, or resumed, below `out`: asked before the first one is."""
+    if out.is_dir():
+        for path in sorted(out.iterdir()):
+            seeds = path.is_dir() and all(seeds_directory.OURS.fullmatch(inner.name) for inner in path.iterdir())
+            if not seeds and not OURS.fullmatch(path.name):
+                raise ConfigError(f"--out {out}: holds {path.name}, which is no comparison's; name another directory")
+    for row in rows:
+        seeds_directory.check(out / row.label, row.configs, "--out")
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """The results of a run that is finished, else None."""
+    results = run_directory.read_results(directory)
+    return results if results is not None and run_directory.is_finished(results) else None
+
+
+def summarize(out: Path, rows: Sequence[Row], failed: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    """What comparison.json holds, from the files of the runs that are finished; failed: of (row, seed) what went wrong.
+
+    {"seeds", "rows": [{row, control, method, seeds that are finished, failed, to_come, models as in seeds.json, final, rounds, and
+    the means over seeds of bytes_up, bytes_down, seconds and compile_seconds of all stages together}]}, in the order of `rows`.
+    """
+    return {"seeds": [config.seed for config in rows[0].configs], "rows": [_summary(out, row, failed) for row in rows]}
+
+
+def _summary(out: Path, row: Row, failed: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+    seeds = [config.seed for config in row.configs]
+    found = {seed: finished(run_dir(out, row.label, seed)) for seed in seeds}
+    results = {seed: each for seed, each in found.items() if each is not None}
+    wrong = {str(seed): failed[row.label, seed] for seed in seeds if (row.label, seed) in failed}
+    summary = {
+        "row": row.label, "control": row.control, "method": row.configs[0].method, "seeds": list(results), "failed": wrong,
+        "to_come": [seed for seed in seeds if seed not in results and str(seed) not in wrong], "models": {}, "final": None,
+    }  # fmt: skip
+    if not results:
+        return summary
+    runs = list(results.values())
+
+    def mean(total: Mapping[str, Any]) -> float:
+        return statistics.fmean(total[seed] for seed in results)
+
+    return summary | {
+        "models": seeds_directory.summarize(runs)["models"],
+        "final": runs[0].get("final"),
+        "rounds": rounds(run_dir(out, row.label, next(iter(results)))),
+        "bytes_up": mean({seed: sum(stage["up"] for stage in each["bytes"].values()) for seed, each in results.items()}),
+        "bytes_down": mean({seed: sum(stage["down"] for stage in each["bytes"].values()) for seed, each in results.items()}),
+        "seconds": mean({seed: sum(each["seconds"].values()) for seed, each in results.items()}),
+        "compile_seconds": mean({seed: sum(each["compile_seconds"].values()) for seed, each in results.items()}),
+    }
+
+
+def rounds(directory: Path) -> int:
+    """Federated rounds of a run, all stages together, as its records count them."""
+    last: dict[str, int] = {}
+    for record in metrics.read(directory):
+        if record.get("round") is not None:
+            last[record["stage"]] = max(last.get(record["stage"], 0), record["round"])
+    return sum(last.values())
+
+
+def write(out: Path, summary: Mapping[str, Any]) -> str:
+    """Writes every file of the comparison, each whole or not at all, and returns what comparison.txt holds."""
+    text = as_text(summary)
+    run_directory.write_json(out / "comparison.json", dict(summary))
+    run_directory.write_text(out / "comparison.csv", as_csv(summary))
+    run_directory.write_text(out / "comparison.txt", text)
+    tested = {row["row"]: {model: each["test"] for model, each in row["models"].items()} for row in summary["rows"]}
+    final = {row["row"]: row["final"] for row in summary["rows"]}
+    if any(tested.values()):
+        save_grid(out / "comparison.png", accuracy_plot(tested, final, heading(summary)))
+    write_index(out)
+    return text
+
+
+def write_index(out: Path) -> Path:
+    """Writes OUT/report.html out of comparison.json and comparison.png, the runs' own reports as they are; returns its path."""
+    try:
+        summary = json.loads((out / "comparison.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out / 'comparison.json'}: cannot be read; `mosaic-jax compare` writes it again") from error
+    name = out.resolve().name
+    picture = out / "comparison.png"
+    sections = [
+        f'<h1>{escape(name)}</h1><p class="soft">{escape(heading(summary))}</p>', table(*cells(summary)),
+        _figure(picture) if picture.exists() else "", f"<h2>Runs</h2>{table_of_runs(out, summary)}",
+    ]  # fmt: skip
+    path = out / "report.html"
+    run_directory.write_text(path, page(f"Comparison {name}", sections))
+    return path
+
+
+def _figure(picture: Path) -> str:
+    data = base64.b64encode(picture.read_bytes())
+    # Twice as many pixels as the page shows, for fine screens.
+    width = int.from_bytes(picture.read_bytes()[16:20], "big") // SCALE
+    image = f'<img alt="test accuracy of every row" style="width:{width}px" src="data:image/png;base64,{data.decode()}">'
+    return f"<h2>Test accuracy</h2><figure>{image}</figure>"
+
+
+def table_of_runs(out: Path, summary: Mapping[str, Any]) -> str:
+    """A list of rows with a link to the report of each run that has one."""
+    items = ""
+    for row in summary["rows"]:
+        links = []
+        for seed in summary["seeds"]:
+            report = run_dir(out, row["row"], seed) / "report.html"
+            reason = row["failed"].get(str(seed), "") or ("to come" if seed in row["to_come"] else "")
+            shown = f'<a href="{quote(report.relative_to(out).as_posix())}">seed {seed}</a>' if report.exists() else f"seed {seed}"
+            links.append(f"{shown} ({escape(reason)})" if reason else shown)
+        items += f"<li>{escape(row['row'])}: {', '.join(links)}</li>"
+    return f"<ul>{items}</ul>"

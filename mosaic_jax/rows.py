@@ -1,0 +1,132 @@
+"""The rows of a comparison: each configuration with each method, the controls of Mosaic, and which of their stages are equal.
+
+Imports no JAX, so that every argument error is answered at once.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mosaic_jax.config import FEDERATED, Config, ConfigError
+from mosaic_jax.config_io import flatten, resolve_seeds, with_values
+
+# What a fair table of Mosaic needs beside it: its federated method with the same extra rounds, the low-rate rounds alone, a teacher
+# that is the uniform ensemble of the clients, and experts without the meta model.
+CONTROLS: dict[str, dict[str, str]] = {
+    "rounds": {},  # the method that warmup.method names
+    "fedavg_finetune": {"method": "fedavg_finetune"},
+    "uniform": {"distill.teacher": "uniform"},
+    "expert_sum": {"distill.teacher": "expert_sum"},
+}
+
+# Settings that matter to a method from one of its stages on, by stage; of the settings named anywhere here, those that a method
+# does not name matter to it nowhere. All other settings matter to every stage, and to a method that is not here all do.
+READ_FROM: dict[str, dict[str, tuple[str, ...]]] = {
+    "mosaic": {
+        "warmup": ("warmup.method", "prototypes", "meta.source"), "auxiliary": ("generator",), "generators": (),
+        "experts": ("experts",), "meta": ("meta",), "distill": ("distill",), "finetune": ("finetune",),
+    },
+    "fedavg_finetune": {"warmup": ("warmup.method",), "finetune": ("finetune",)},
+    **{method: {"warmup": ("finetune.num_rounds",)} for method in FEDERATED},
+}  # fmt: skip
+LATER = ("warmup.method", "fedprox", "fedrs", "prototypes", "generator", "experts", "meta", "distill", "finetune")
+
+
+class Row(NamedTuple):
+    """One line of a comparison; label: its name and its directory's; control: a key of CONTROLS, empty for a row that was asked
+    for; configs: one for each seed, ascending."""
+
+    label: str
+    control: str
+    configs: tuple[Config, ...]
+
+
+def rows_of(
+    config_files: Sequence[str], methods: Sequence[str], preset: str | None, assignments: Sequence[str], seeds: str, controls: bool
+) -> tuple[Row, ...]:
+    """Every configuration file with every method (its own where none is named), in the order given, then Mosaic's controls.
+
+    methods: values of `method`, or `mosaic:NAME` for Mosaic whose warm-up is the method NAME. A control that equals a row, or
+    another control, is left out. Raises ConfigError for what `resolve_seeds` refuses and for rows that would share a name.
+    """
+    named = next((assignment for assignment in assignments if assignment.startswith("method=")), None)
+    if methods and named:
+        raise ConfigError(f"--methods {' '.join(methods)} together with --set {named}: give one of the two")
+    rows, bases = [], []
+    for file in config_files:
+        for method in methods or ("",):
+            configs = _resolved(file, method, preset, assignments, seeds)
+            stem, warmup = Path(file).stem, method.partition(":")[2]
+            rows.append(Row("-".join(filter(None, (stem, method.replace(":", "-")))), "", configs))
+            bases.append("-".join(filter(None, (stem, warmup))))
+    _check_labels(rows)
+    if controls:
+        for row, base in zip(tuple(rows), bases, strict=True):
+            rows += _controls(row, base, rows) if row.configs[0].method == "mosaic" else ()
+        _check_labels(rows)
+    return tuple(rows)
+
+
+def _resolved(file: str, method: str, preset: str | None, assignments: Sequence[str], seeds: str) -> tuple[Config, ...]:
+    name, _, warmup = method.partition(":")
+    chosen = [f"method={name}"] * bool(method) + [f"warmup.method={warmup}"] * (":" in method)
+    try:
+        return resolve_seeds(file, preset, [*assignments, *chosen], None, seeds)
+    except ConfigError as error:
+        asked = f"--methods {method}: " if str(error).startswith(("method", "warmup.method")) else ""
+        raise ConfigError(f"{asked}{error}") from error
+
+
+def _controls(row: Row, base: str, others: Sequence[Row]) -> list[Row]:
+    """The controls of a row of Mosaic that are none of the others."""
+    known = {identity(other.configs[0]) for other in others}
+    found = []
+    for name, values in CONTROLS.items():
+        label = f"{base}-{name}"
+        if name == "rounds":
+            federated = row.configs[0].federated
+            values, label = {"method": federated}, f"{base.removesuffix(f'-{federated}')}-{federated}"
+        try:
+            configs = tuple(with_values(config, values) for config in row.configs)
+        except ConfigError as error:
+            raise ConfigError(f"{row.label}: its control {name} is not possible: {error}; --no-controls leaves it out") from error
+        if identity(configs[0]) not in known:
+            found.append(Row(label, name, configs))
+    return found
+
+
+def _check_labels(rows: Sequence[Row]) -> None:
+    labels = [row.label for row in rows]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"--configs: two rows would be called {label}; name each file otherwise, and each method once")
+
+
+def stage_keys(config: Config) -> dict[str, str]:
+    """A hash for each stage over the method and every setting that the stage or one before it depends on: equal keys, equal stages.
+
+    The seed is among them. Empty for a method that READ_FROM does not know: its stages are nobody else's.
+    """
+    values, keys = flatten(config), {}
+    counted = {name: value for name, value in values.items() if not _of(name, LATER)}
+    for stage, names in READ_FROM.get(config.method, {}).items():
+        names = (*names, config.federated)  # and the section of the federated method, where it has one
+        counted |= {name: value for name, value in values.items() if _of(name, names)}
+        keys[stage] = _hash(counted)
+    return keys
+
+
+def identity(config: Config) -> str:
+    """Equal for configurations that compute the same."""
+    return next(reversed(stage_keys(config).values()), _hash(flatten(config)))
+
+
+def _of(name: str, names: Sequence[str]) -> bool:
+    """Whether a setting is one of `names`, or of a section that is."""
+    return name in names or name.partition(".")[0] in names
+
+
+def _hash(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
