@@ -11,9 +11,9 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # A room imports from rooms of lower rank, and from itself where it is a folder.
 RANKS = {
-    "__init__": 0, "sources": 0, "settings": 0, "types": 1, "config": 1, "presets": 1, "config_io": 2, "parser": 3, "rows": 3, "rng": 2,
-    "trees": 2, "processes": 2, "ops": 3, "losses": 4, "models": 4, "data": 4, "mapping": 4, "steps": 5, "stages": 6, "methods": 7,
-    "io": 8, "results": 9, "planning": 9, "runner": 10, "seeds": 11, "comparison": 11, "cli": 12, "__main__": 13,
+    "__init__": 0, "sources": 0, "settings": 0, "types": 1, "config": 1, "presets": 1, "config_io": 2, "parser": 3, "rows": 3,
+    "rng": 2, "trees": 2, "processes": 2, "ops": 3, "losses": 4, "models": 4, "data": 4, "mapping": 4, "steps": 5, "stages": 6,
+    "methods": 7, "io": 8, "results": 9, "planning": 9, "runner": 10, "seeds": 11, "comparison": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip
 NEVER_IN_IO = ("runner", "planning", "cli", "methods", "stages")
 

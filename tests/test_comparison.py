@@ -258,7 +258,8 @@ def rows_from(files: list[str], methods: tuple[str, ...] = (), controls: bool = 
 
 def test_the_controls_of_mosaic_are_rows_each_once(tmp_path: Path) -> None:
     rows = rows_from([DIGITS])
-    assert labels(rows) == [("digits", ""), *((f"digits-{name}", name) for name in CONTROLS)]
+    controls = [("digits-fedavg", "rounds"), *((f"digits-{name}", name) for name in list(CONTROLS)[1:])]
+    assert labels(rows) == [("digits", ""), *controls]
     assert [[config.seed for config in each.configs] for each in rows] == [[3, 4]] * 5
     assert [each.configs[0].method for each in rows] == ["mosaic", "fedavg", "fedavg_finetune", "mosaic", "mosaic"]
     assert [each.configs[0].distill.teacher for each in rows] == ["mixture"] * 3 + ["uniform", "expert_sum"]
@@ -266,9 +267,14 @@ def test_the_controls_of_mosaic_are_rows_each_once(tmp_path: Path) -> None:
     assert labels(rows_from([DIGITS], controls=False)) == [("digits", "")]
     # A method that is asked for is no control, a file that equals one neither, and what differs in distilling only shares the rest.
     asked = rows_from([DIGITS], ("fedavg", "mosaic"))
-    assert labels(asked) == [("digits-fedavg", ""), ("digits-mosaic", ""), *((f"digits-{n}", n) for n in list(CONTROLS)[1:])]
+    assert labels(asked) == [("digits-fedavg", ""), ("digits-mosaic", ""), *controls[1:]]
+    on_others = rows_from([DIGITS], ("mosaic:fedrolex", "fedrolex"))
+    assert [label for label, control in labels(on_others) if not control] == ["digits-mosaic-fedrolex", "digits-fedrolex"]
+    assert labels(on_others)[2:] == [(f"digits-fedrolex-{name}", name) for name in list(CONTROLS)[1:]]
+    assert labels(rows_from([DIGITS], ("mosaic:fedrolex",)))[1] == ("digits-fedrolex", "rounds")
     files = [config_file(tmp_path / "one.py", {}), config_file(tmp_path / "two.py", {"distill.teacher": "expert_sum"})]
-    assert labels(rows_from(files)) == [("one", ""), ("two", ""), *((f"one-{name}", name) for name in list(CONTROLS)[:3])]
+    of_one = [("one-fedavg", "rounds"), *((f"one-{name}", name) for name in list(CONTROLS)[1:3])]
+    assert labels(rows_from(files)) == [("one", ""), ("two", ""), *of_one]
 
 
 @pytest.mark.parametrize(

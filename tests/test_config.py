@@ -166,23 +166,25 @@ def test_json_with_a_name_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_hash_changes_with_every_setting_and_only_with_settings() -> None:
-    hashes = {config_io.config_hash(Config())}
-    names = list(config_io.flatten(Config()))
-    for each in settings(Config()):
+    base = Config(method="heterofl")  # has a place for every setting of clients
+    hashes = {config_io.config_hash(base)}
+    names = list(config_io.flatten(base))
+    of_tuples = {"clients.models": ("cnn:4",), "clients.rates": (0.5,) * 10}
+    for each in settings(base):
         limits = each.field.metadata
         if isinstance(each.value, bool):
             other = not each.value
         elif isinstance(each.value, str):
             other = next((choice for choice in limits["choices"] if choice != each.value), "npz:other")
         elif isinstance(each.value, tuple):
-            other = (0.25, 0.5, 0.5)
+            other = of_tuples.get(each.name, (0.25, 0.5, 0.5))
         elif limits["choices"]:
             names.remove(each.name)
             continue
         else:
             low, high = limits["low"], limits["high"]
             other = each.value + 1 if high is None else (high if each.value != high else low)
-        hashes.add(config_io.config_hash(config_io.with_values(Config(), {each.name: other})))
+        hashes.add(config_io.config_hash(config_io.with_values(base, {each.name: other})))
     assert len(hashes) == len(names) + 1
     assert config_io.config_hash(Config()) == config_io.config_hash(config_io.from_dict(config_io.to_dict(Config())))
 
