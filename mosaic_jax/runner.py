@@ -22,6 +22,7 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
+from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.samples import image_grid, save_grid
 from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
@@ -179,7 +180,8 @@ def _problem(config: Config, console: Console) -> Problem:
     native_library.set_lowering(config.mapping.convolution, console.warning)
     if config.partition.has_feature_skew:
         console.message("feature skew: turning the clients' images or making them noisy, once")
-    problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names))
+    with shown_redraws(config.partition, console) as rejected:
+        problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names), rejected)
     sizes = problem.num_samples
     console.message(
         f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "

@@ -13,6 +13,7 @@ from mosaic_jax import cli, runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_config_file
 from mosaic_jax.data.partition import partition
+from mosaic_jax.io import redraws
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import EMPTY, heat_map
@@ -139,6 +140,18 @@ def test_the_partition_command_writes_a_picture_and_a_table_that_deals_the_same_
     assert cli.main(["partition", "--out", str(out), *tiny_arguments, *again]) == 2
     assert "would write over partition.table=" in capsys.readouterr().err
     assert (tmp_path / "one.csv").read_bytes() == before
+
+
+def test_redraws_that_take_long_are_shown(
+    tiny_arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = ["partition.kind=quantity_skew", "partition.num_clients=100", "partition.min_samples=14", "partition.max_draws=7"]
+    for shown_after, printed in ((60.0, ""), (-1.0, "dealing: from draw 1 of 7\n")):
+        monkeypatch.setattr(redraws, "SHOWN_AFTER", shown_after)
+        assert cli.main(["partition", *tiny_arguments, *hopeless]) == 2
+        out, err = capsys.readouterr()
+        assert out == printed
+        assert "in none of partition.max_draws=7 draws" in err and err.count("\n") == 1
 
 
 def test_feature_skew_is_drawn_as_the_clients_see_it(tmp_path: Path, tiny_arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import heat_map
 from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
+from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.run_directory import write_text
 from mosaic_jax.io.samples import image_grid, save_grid
 
@@ -21,7 +22,7 @@ SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
 def show_partition(config: Config, out: Path | None, console: Console) -> None:
     """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None; console: hears of
-    progress in reading them.
+    progress in reading and dealing them.
 
     Under feature skew, images of up to ten clients as they see them go beside it as well, to `.images.png`. Raises ConfigError
     where the partition cannot be made, and where the CSV file would be written over the table it is made of.
@@ -32,7 +33,8 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
     prescribed = read_table(config.partition, dataset.class_names)
     started = time.perf_counter()
-    dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed)
+    with shown_redraws(config.partition, console) as rejected:
+        dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed, rejected)
     seconds = time.perf_counter() - started
     counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
     title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"
