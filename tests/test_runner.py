@@ -53,7 +53,8 @@ def test_a_run_leaves_its_configuration_metrics_results_samples_and_report(finis
         assert picture.format == "PNG"
     assert "<svg" in (finished / "report.html").read_text()
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "metrics.jsonl", "partition.csv", "report.html", "results.json", "samples"
+        ".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "partition.csv", "report.html", "results.json",
+        "samples",
     ]
 
 
@@ -98,6 +99,46 @@ def test_a_run_whose_clients_would_be_dealt_otherwise_is_neither_resumed_nor_eva
         with pytest.raises(ConfigError, match=r"began with other clients .*partition\.csv.*; restore them, or name another"):
             again()
     assert files() == before
+
+
+def copied_to(folder: Path, order: slice | np.ndarray = slice(None), of: str = "train") -> Path:
+    """The digits as an .npz file, their training or test set in another order."""
+    digits = runner.load("digits", 32)
+    arrays = {"x_train": digits.train_images, "y_train": digits.train_labels, "x_test": digits.test_images}
+    arrays |= {"y_test": digits.test_labels}
+    np.savez(folder / "digits.npz", **{name: array[order] if of in name else array for name, array in arrays.items()})
+    return folder / "digits.npz"
+
+
+def test_a_run_goes_on_with_the_same_data_wherever_they_are_and_not_with_others_or_in_another_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(method="fedavg", data={"source": f"npz:{copied_to(tmp_path)}"})
+    assert train(config, tmp_path / "run", console=StoppingConsole()) == 143
+    began_with = (tmp_path / "run" / "data.json").read_bytes()
+    same_labels = np.arange(1438)
+    zeros = np.flatnonzero(runner.load("digits", 32).train_labels == 0)
+    same_labels[zeros] = zeros[::-1]
+    for order, of, other in (
+        (same_labels, "train", "training images"),
+        (slice(None, None, -1), "train", "training images and training labels and shares of clients"),
+        (slice(None, None, -1), "test", "test images and test labels"),
+    ):
+        copied_to(tmp_path, order, of)
+        for again in (lambda: train(config, tmp_path / "run"), lambda: runner.evaluate(tmp_path / "run", Console(quiet=True))):
+            with pytest.raises(ConfigError, match=rf"began with other {other} \(.*data\.json\) than data\.source=npz:.* gives now"):
+                again()
+    assert (tmp_path / "run" / "data.json").read_bytes() == began_with
+    copied_to(tmp_path)
+    assert train(config, tmp_path / "run") == 0
+
+    (tmp_path / "run" / "data.json").unlink()  # as older versions left a run
+    (tmp_path / "run" / "results.json").unlink()
+    assert train(config, tmp_path / "run") == 0
+    assert (tmp_path / "run" / "data.json").read_bytes() == began_with
+    (tmp_path / "run" / "data.json").write_text("[1")
+    with pytest.raises(ConfigError, match=r"data\.json is damaged; restore it"):
+        runner.evaluate(tmp_path / "run", Console(quiet=True))
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from mosaic_jax.io.heat_map import heat_map
 from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.run_directory import write_text
-from mosaic_jax.io.samples import image_grid, save_grid
+from mosaic_jax.io.samples import answering_for, image_grid, save_grid
+from mosaic_jax.types import Dataset, Partition
 
 SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
@@ -41,12 +42,20 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     print(title, table(counts, dataset.class_names), summary(counts, len(dataset.train_labels)), sep="\n")
     print(f"dealt in {seconds:.2f} s")
     if out is not None:
-        save_grid(out, heat_map(counts, dataset.class_names, title))
-        write_text(out.with_suffix(".csv"), as_csv(counts, dataset.class_names))
-        print(f"written: {out}, {out.with_suffix('.csv')}")
-    if out is not None and config.partition.has_feature_skew:
+        with answering_for(out):
+            written = _write(config, out, dataset, dealt, counts, title)
+        print(f"written: {', '.join(map(str, written))}")
+
+
+def _write(config: Config, out: Path, dataset: Dataset, dealt: Partition, counts: np.ndarray, title: str) -> list[Path]:
+    """The files that are written for `--out`."""
+    files = [out, out.with_suffix(".csv")]
+    save_grid(out, heat_map(counts, dataset.class_names, title))
+    write_text(files[1], as_csv(counts, dataset.class_names))
+    if config.partition.has_feature_skew:
         seen = skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
         shown = np.unique(np.linspace(0, config.partition.num_clients - 1, SHOWN_CLIENTS).astype(int))
         rows = np.stack([seen[np.resize(dealt.client_indices[client], SHOWN_IMAGES)] for client in shown])
-        save_grid(out.with_suffix(".images.png"), image_grid(rows, [f"client {client}" for client in shown]))
-        print(f"written: {out.with_suffix('.images.png')}")
+        files.append(out.with_suffix(".images.png"))
+        save_grid(files[-1], image_grid(rows, [f"client {client}" for client in shown]))
+    return files
