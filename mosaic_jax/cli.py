@@ -73,6 +73,8 @@ def build_parser() -> Parser:
     report = command("report", run_report, "write RUN_DIR/report.html from the files in the run directory")
     for each in (evaluate, sample, report):
         each.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    for each in (evaluate, sample):
+        each.add_argument("--data-dir", metavar="DIR", help="where the run's data are, if they have moved")
     sample.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
     sample.add_argument("--num", type=int, default=64, metavar="N", help="images of each client (default: 64)")
     for each in (train, compare, evaluate, sample):
@@ -167,7 +169,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
-    console.result_table(runner.evaluate(arguments.run_dir, console))
+    console.result_table(runner.evaluate(arguments.run_dir, console, arguments.data_dir))
     return 0
 
 
@@ -181,7 +183,7 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
-    runner.sample(arguments.run_dir, arguments.out, arguments.num, console)
+    runner.sample(arguments.run_dir, arguments.out, arguments.num, console, arguments.data_dir)
     return 0
 
 

@@ -1,6 +1,7 @@
 """An argument parser that answers in one line, and checks of what it cannot see in an argument by itself."""
 
 import argparse
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,11 +84,17 @@ def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
 
 
 def check_picture(out: Path) -> None:
-    """Raises ConfigError unless `--out` names a .png file in a directory that exists."""
+    """Raises ConfigError unless `--out` names a .png file in a directory that exists and can be written."""
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out}: must end in .png")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out}: the directory {out.parent} does not exist")
+    try:
+        if not out.absolute().parent.is_dir():
+            raise ConfigError(f"--out {out}: the directory {out.parent} does not exist")
+        if out.is_dir():
+            raise ConfigError(f"--out {out}: is a directory; name a file")
+        tempfile.TemporaryFile(dir=out.parent).close()  # leaves nothing behind
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another file") from error
 
 
 def check_processes(arguments: argparse.Namespace) -> None:

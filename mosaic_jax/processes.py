@@ -178,6 +178,16 @@ def together() -> Iterator[None]:
                 raise ConfigError(text if number == 0 else f"process {number}: {text}") from own
 
 
+def check_same_data(digest: str) -> None:
+    """Raises ConfigError unless all processes have read the same images and dealt them to the same clients."""
+    if not several():
+        return
+    all_digests = gather_texts(digest)
+    for number, other in enumerate(all_digests):
+        if other != all_digests[0]:
+            raise ConfigError(f"data.dir: process {number} finds other data than process 0; give all of them the same files")
+
+
 def check_same(command: str) -> None:
     """Raises ConfigError unless all processes have as many devices and the same command, in any words."""
     if not several():

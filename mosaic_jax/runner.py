@@ -1,5 +1,6 @@
 """The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ from mosaic_jax.data.partition import describe
 from mosaic_jax.io import native_library, run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
+from mosaic_jax.io.data_digests import check_data, digests, write_data
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
+from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.reuse import take
-from mosaic_jax.io.samples import image_grid, save_grid
+from mosaic_jax.io.samples import answering_for, image_grid, save_grid
 from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
 from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.limit import check, choice, fit, remedies
@@ -123,13 +126,17 @@ def train(
             return 0
         first = processes.is_first()
         with processes.together():
-            problem = _problem(config, console)
+            problem, found = _problem(config, console)
+        processes.check_same_data(" ".join(found.values()))
+        with processes.together():
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
                 clients = as_csv(problem.partition_counts, problem.dataset.class_names)
+                check_data(run_dir, config.data.source, found)
                 run_directory.check_partition(run_dir, clients)
                 run_directory.write_config(run_dir, config)
                 run_directory.write_text(run_dir / "partition.csv", clients)
+                write_data(run_dir, found)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
         run = _Run(problem, run_dir, log, console, signals, traces, reuse)
         try:
@@ -157,34 +164,40 @@ def train(
         return 0
 
 
-def evaluate(run_dir: Path, console: Console) -> dict[str, Any]:
-    """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json."""
-    problem, outputs = _restore(run_dir, console)
+def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> dict[str, Any]:
+    """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json.
+
+    data_dir: where its data are now, None for where they were.
+    """
+    problem, outputs = _restore(run_dir, console, data_dir)
     with naming_what_needs_memory(problem, "evaluation"):
         results = results_of(problem, outputs, run_dir, list(outputs))
     run_directory.write_results(run_dir, results)
     return results
 
 
-def sample(run_dir: Path, out: Path, num: int, console: Console) -> None:
-    """Draw `num` images of every client's generator into a PNG, one row a client."""
-    problem, outputs = _restore(run_dir, console)
+def sample(run_dir: Path, out: Path, num: int, console: Console, data_dir: str | None = None) -> None:
+    """Draw `num` images of every client's generator into a PNG, one row a client; data_dir as in `evaluate`."""
+    problem, outputs = _restore(run_dir, console, data_dir)
     if "generators" not in outputs:
         raise run_directory.missing(run_dir, "generators")
     images = generated(problem, outputs["generators"], num)
     labels = [f"client {client}" for client in problem.participants]
-    save_grid(out, image_grid(images, labels))
+    with answering_for(out):
+        save_grid(out, image_grid(images, labels))
     console.message(f"{out}: {num} images of each of {len(problem.participants)} generators")
 
 
-def _problem(config: Config, console: Console) -> Problem:
+def _problem(config: Config, console: Console) -> tuple[Problem, dict[str, str]]:
+    """The problem of a configuration, and the digests of its data."""
     create_cpu_devices(config.mapping, config.partition.num_clients)
     # Data that are missing are said before kernels are compiled, which takes seconds.
     dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
     native_library.set_lowering(config.mapping.convolution, console.warning)
     if config.partition.has_feature_skew:
         console.message("feature skew: turning the clients' images or making them noisy, once")
-    problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names))
+    with shown_redraws(config.partition, console) as rejected:
+        problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names), rejected)
     sizes = problem.num_samples
     console.message(
         f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "
@@ -200,7 +213,7 @@ def _problem(config: Config, console: Console) -> Problem:
     check(problem, stages, console.warning)
     for line in choice(problem):
         console.message(line)
-    return problem
+    return problem, digests(dataset, problem.splits)
 
 
 def _checkpoints(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoints:
@@ -354,10 +367,13 @@ def _means(stage: Stage, losses: dict[str, np.ndarray], first: int, stop: int, p
     return means
 
 
-def _restore(run_dir: Path, console: Console) -> tuple[Problem, Outputs]:
+def _restore(run_dir: Path, console: Console, data_dir: str | None = None) -> tuple[Problem, Outputs]:
     """The problem and the outputs of every finished stage of a run, nothing trained."""
     config = run_directory.read_config(run_dir)
-    problem = _problem(config, console)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    problem, found = _problem(config, console)
+    check_data(run_dir, config.data.source, found)
     run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
     outputs: Outputs = {}
     for stage in stages_of(problem):

@@ -2,15 +2,18 @@
 
 import atexit
 import contextlib
+import copy
+import hashlib
 import json
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # Before JAX is imported anywhere: the same tiny programs are compiled by many runs, also in child processes.
@@ -77,6 +80,67 @@ def train(config: Config, run_dir: Path, *, stop_after: str | None = None, conso
     from mosaic_jax import runner
 
     return runner.train(config, run_dir, stop_after=stop_after, tensorboard=False, console=console or Console(quiet=True))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def work_done_once() -> Iterator[None]:
+    """Equal problems get the same stages: JAX then traces and compiles their programs once in a process and not in every run.
+
+    Models that are equal to the last bit are judged once: a program for it would be traced every time.
+    """
+    from mosaic_jax import results
+    from mosaic_jax.methods import METHODS
+    from mosaic_jax.stages.federation import Federation
+    from mosaic_jax.stages.problem import Outputs, Problem, Stage
+
+    made: dict[tuple, tuple[Stage, ...]] = {}
+    judged: dict[tuple, Any] = {}
+
+    def once(method: Callable[..., tuple[Stage, ...]]) -> Callable[..., tuple[Stage, ...]]:
+        def stages(problem: Problem, federation: Federation) -> tuple[Stage, ...]:
+            key = (method, *what_stages_depend_on(problem))
+            if key not in made:
+                made[key] = method(problem, federation)
+            return made[key]
+
+        return stages
+
+    def judged_once(problem: Problem, outputs: Outputs) -> Any:
+        key = (*what_stages_depend_on(problem), bits_of(outputs))
+        if key not in judged:
+            judged[key] = evaluate_models(problem, outputs)
+        return copy.deepcopy(judged[key])
+
+    rows, evaluate_models = dict(METHODS), results.evaluate_models
+    METHODS.update({name: once(method) for name, method in rows.items()})
+    results.evaluate_models = judged_once
+    yield
+    METHODS.update(rows)
+    results.evaluate_models = evaluate_models
+
+
+def bits_of(tree: Any) -> str:
+    """SHA-256 over the structure and the arrays of a tree."""
+    import jax
+
+    leaves, structure = jax.tree.flatten(jax.device_get(tree))
+    whole = hashlib.sha256(str(structure).encode())
+    for leaf in map(np.ascontiguousarray, leaves):
+        whole.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+    return whole.hexdigest()
+
+
+def what_stages_depend_on(problem: Any) -> tuple:
+    """Configuration, mapping, lowering, data and networks (by the names of their functions, for a test may put in its own)."""
+    from mosaic_jax.io.data_digests import digests
+    from mosaic_jax.ops.lowering import chosen_lowering
+
+    of_clients = [group.classifier for group in problem.groups]
+    functions = [part for network in (problem.classifier, *of_clients, problem.generator, problem.meta_model) for part in network]
+    networks = [part.__qualname__ if callable(part) else part for part in functions]
+    data = digests(problem.dataset, problem.splits)
+    data["test images of clients"] = hashlib.sha256(problem.client_test_images).hexdigest()
+    return problem.config, problem.client_plan, problem.expert_plan, chosen_lowering(), *networks, *data.values()
 
 
 def fingerprints(run_dir: Path) -> dict[str, str]:

@@ -58,6 +58,7 @@ BAD_ARGUMENTS = [
     (["sample", "nowhere"], "the following arguments are required: --out"),
     (["sample", "nowhere", "--out", "a.jpg"], "--out a.jpg: must end in .png"),
     (["sample", "nowhere", "--out", "no/such/a.png"], "--out no/such/a.png: the directory no/such does not exist"),
+    (["sample", "nowhere", "--out", "/proc/a.png"], "--out /proc/a.png: cannot be written ("),
     (["sample", "nowhere", "--out", "a.png", "--num", "0"], "--num 0: must be at least 1"),
 ]
 
@@ -120,8 +121,9 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     calls = []
     stand_in = types.ModuleType("mosaic_jax.runner")
     stand_in.train = lambda config, run_dir, **options: calls.append((config, run_dir, options)) or 143
-    stand_in.evaluate = lambda run_dir, console: {"method": "mosaic", "seed": 0, "models": {}, "class_names": []}
-    stand_in.sample = lambda run_dir, out, num, console: calls.append((run_dir, out, num))
+    results = {"method": "mosaic", "seed": 0, "models": {}, "class_names": []}
+    stand_in.evaluate = lambda run_dir, console, data_dir: calls.append((run_dir, data_dir)) or results
+    stand_in.sample = lambda run_dir, out, num, console, data_dir: calls.append((run_dir, out, num, data_dir))
     monkeypatch.setitem(sys.modules, "mosaic_jax.runner", stand_in)
     monkeypatch.setattr("mosaic_jax.runner", stand_in, raising=False)
     return types.SimpleNamespace(calls=calls)
@@ -149,8 +151,8 @@ def test_sample_and_evaluate_hand_the_runner_the_run_directory(
 ) -> None:
     run_dir = run_directory(tmp_path / "run")
     assert cli.main(["sample", str(run_dir), "--out", str(tmp_path / "s.png"), "--num", "8"]) == 0
-    assert runner.calls == [(run_dir, tmp_path / "s.png", 8)]
-    assert cli.main(["evaluate", str(run_dir)]) == 0
+    assert cli.main(["evaluate", str(run_dir), "--data-dir", "moved"]) == 0
+    assert runner.calls == [(run_dir, tmp_path / "s.png", 8, None), (run_dir, "moved")]
     assert "mosaic, seed 0" in capsys.readouterr().out
 
 

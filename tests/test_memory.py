@@ -155,12 +155,13 @@ def test_only_the_centres_that_are_kept_are_held(problem: Problem) -> None:
 def test_logits_made_in_each_step_train_the_meta_model_as_logits_kept_do(problem: Problem, clients: Variables) -> None:
     assert not keeps_logits(problem)
     assert keeps_logits(problem_of(tiny(model={"width": 16})))
-    experts = Experts(class_experts(clients, COUNTS), ())
+    experts = Experts(jax.jit(class_experts)(clients, COUNTS), ())
     features = jax.random.normal(jax.random.key(1), (40, problem.classifier.feature_size))
     labels = jnp.arange(40, dtype=jnp.int32) % 10
     stage = meta_stage(problem)
     ends = []
-    for inputs in (MetaInputs((), labels, features, experts), MetaInputs(predict_heads(problem, experts, features), labels)):
+    logits = jax.jit(lambda e, x: predict_heads(problem, e, x))(experts, features)
+    for inputs in (MetaInputs((), labels, features, experts), MetaInputs(logits, labels)):
         state = jax.jit(stage.init)(inputs)
         ends.append(jax.jit(stage.run)(state, inputs, (), stage.host(inputs, 0), jnp.int32(0), jnp.int32(2)))
     assert_close(*ends)

@@ -20,6 +20,7 @@ from mosaic_jax.data.partition import (
     quantity_skew,
     shards,
 )
+from mosaic_jax.data.partition.dirichlet import pass_over_shuffles
 from mosaic_jax.data.splits import label_counts, split
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "partition_dirichlet_unbalanced.npz")
@@ -138,6 +139,28 @@ def test_a_minimum_that_no_draw_meets_is_refused_after_max_draws():
     for deal in (dirichlet_unbalanced, quantity_skew):
         with pytest.raises(ConfigError, match=r"partition\.alpha=0\.01 .*partition\.max_draws=50 draws .*raise alpha"):
             deal(one_class, 10, 0.01, 0, max_draws=50)
+
+
+@pytest.mark.parametrize(("deal", "alpha", "min_samples"), [(dirichlet_unbalanced, 0.5, 20), (quantity_skew, 2.0, 12)])
+def test_a_rejected_draw_is_told_with_the_smallest_client_of_the_best_so_far_and_the_taken_one_is_not(deal, alpha, min_samples):
+    told = []
+    result = deal(LABELS, 40, alpha, 0, min_samples, 1000, rejected=lambda *draw: told.append(draw))
+    assert result.label_counts.sum(axis=1).min() >= min_samples
+    numbers, smallest = zip(*told, strict=True)
+    assert numbers == tuple(range(1, len(told) + 1)) and len(told) > 3
+    assert list(smallest) == sorted(smallest) and 0 <= smallest[0] < smallest[-1] < min_samples
+    with pytest.raises(ConfigError, match=rf"max_draws={len(told)} draws \(best: {smallest[-1]}\)"):
+        deal(LABELS, 40, alpha, 0, min_samples, len(told))
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(0, 300), min_size=1, max_size=40), seed=st.integers(0, 2**31 - 1))
+def test_passing_over_shuffles_leaves_the_generator_where_shuffling_does(sizes, seed):
+    shuffling, passing = np.random.RandomState(seed), np.random.RandomState(seed)
+    for size in sizes:
+        shuffling.shuffle(np.arange(size))
+    pass_over_shuffles(passing, np.array(sizes))
+    np.testing.assert_array_equal(shuffling.randint(0, 2**31, 700), passing.randint(0, 2**31, 700))
 
 
 @pytest.mark.parametrize("num_clients", [200, 500])

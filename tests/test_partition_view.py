@@ -13,6 +13,7 @@ from mosaic_jax import cli, runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_config_file
 from mosaic_jax.data.partition import partition
+from mosaic_jax.io import redraws
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import EMPTY, heat_map
@@ -141,6 +142,18 @@ def test_the_partition_command_writes_a_picture_and_a_table_that_deals_the_same_
     assert (tmp_path / "one.csv").read_bytes() == before
 
 
+def test_redraws_that_take_long_are_shown(
+    tiny_arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = ["partition.kind=quantity_skew", "partition.num_clients=100", "partition.min_samples=14", "partition.max_draws=7"]
+    for shown_after, printed in ((60.0, ""), (-1.0, "dealing: from draw 1 of 7\n")):
+        monkeypatch.setattr(redraws, "SHOWN_AFTER", shown_after)
+        assert cli.main(["partition", *tiny_arguments, *hopeless]) == 2
+        out, err = capsys.readouterr()
+        assert out == printed
+        assert "in none of partition.max_draws=7 draws" in err and err.count("\n") == 1
+
+
 def test_feature_skew_is_drawn_as_the_clients_see_it(tmp_path: Path, tiny_arguments: list[str]) -> None:
     for name, noise in (("plain", 0), ("noisy", 1)):
         set_to = ["partition.feature_rotation=360", f"partition.feature_noise={noise}"]
@@ -156,13 +169,33 @@ def test_the_table_in_the_readme_is_that_of_the_quickstart() -> None:
     np.testing.assert_array_equal(read_csv(ROOT / "configs" / "partition.csv", list("0123456789")), dealt.label_counts)
 
 
-@pytest.mark.parametrize(("name", "message"), [("one.jpg", "must end in .png"), ("nowhere/one.png", "does not exist")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("one.jpg", "must end in .png"),
+        ("nowhere/one.png", "does not exist"),
+        ("folder.png", "is a directory; name a file"),
+        ("/proc/one.png", "cannot be written ("),  # where not even root can
+        (f"{300 * 'a'}.png", "cannot be written (File name too long)"),
+    ],
+)
 def test_a_picture_that_cannot_be_written_is_refused_first(
     tmp_path: Path, tiny_arguments: list[str], capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
+    (tmp_path / "folder.png").mkdir()
     assert cli.main(["partition", "--out", str(tmp_path / name), *tiny_arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_what_stands_beside_a_picture_and_cannot_be_written_over_is_named_in_one_line(
+    tmp_path: Path, tiny_arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.csv").mkdir()
+    assert cli.main(["partition", "--out", str(tmp_path / "one.png"), *tiny_arguments]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'one.csv'} cannot be written (Is a directory); name another file" in err and err.count("\n") == 1
 
 
 def test_a_run_and_its_plan_deal_the_clients_what_the_table_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +204,7 @@ def test_a_run_and_its_plan_deal_the_clients_what_the_table_says(tmp_path: Path,
     (tmp_path / "t.csv").write_text(as_csv(counts, [str(k) for k in range(10)]))
     of_table = {"kind": "table", "table": str(tmp_path / "t.csv"), "feature_noise": 0.1}
     config = tiny(method="fedavg", partition=of_table)
-    np.testing.assert_array_equal(runner._problem(config, Console()).partition_counts, counts)
+    np.testing.assert_array_equal(runner._problem(config, Console())[0].partition_counts, counts)
     said = f"3 clients, table {tmp_path / 't.csv'}, noise up to 0.1"
     assert f"{said}: 36 to 41 training images each" in capsys.readouterr().out
     assert plan_run(config).title.endswith(said)

@@ -52,7 +52,7 @@ def test_the_planned_stages_and_bytes_are_those_of_the_run(planned: RunPlan, fin
 def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished: Path) -> None:
     problem, outputs = runner._restore(finished, Console(quiet=True))
     for made in stages_of(problem):
-        state = jax.jit(made.init)(made.inputs(outputs))
+        state = runner.jit_once(made.init)(made.inputs(outputs))
         of_parts = {name.strip("_"): num_bytes(value) for name, value in state._asdict().items() if num_bytes(value)}
         assert parts(stage(planned, made.name)) == of_parts
 

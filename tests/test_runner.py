@@ -54,7 +54,8 @@ def test_a_run_leaves_its_configuration_metrics_results_samples_and_report(finis
         assert picture.format == "PNG"
     assert "<svg" in (finished / "report.html").read_text()
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "metrics.jsonl", "partition.csv", "report.html", "results.json", "samples"
+        ".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "partition.csv", "report.html", "results.json",
+        "samples",
     ]
 
 
@@ -99,6 +100,46 @@ def test_a_run_whose_clients_would_be_dealt_otherwise_is_neither_resumed_nor_eva
         with pytest.raises(ConfigError, match=r"began with other clients .*partition\.csv.*; restore them, or name another"):
             again()
     assert files() == before
+
+
+def copied_to(folder: Path, order: slice | np.ndarray = slice(None), of: str = "train") -> Path:
+    """The digits as an .npz file, their training or test set in another order."""
+    digits = runner.load("digits", 32)
+    arrays = {"x_train": digits.train_images, "y_train": digits.train_labels, "x_test": digits.test_images}
+    arrays |= {"y_test": digits.test_labels}
+    np.savez(folder / "digits.npz", **{name: array[order] if of in name else array for name, array in arrays.items()})
+    return folder / "digits.npz"
+
+
+def test_a_run_goes_on_with_the_same_data_wherever_they_are_and_not_with_others_or_in_another_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(method="fedavg", data={"source": f"npz:{copied_to(tmp_path)}"})
+    assert train(config, tmp_path / "run", console=StoppingConsole()) == 143
+    began_with = (tmp_path / "run" / "data.json").read_bytes()
+    same_labels = np.arange(1438)
+    zeros = np.flatnonzero(runner.load("digits", 32).train_labels == 0)
+    same_labels[zeros] = zeros[::-1]
+    for order, of, other in (
+        (same_labels, "train", "training images"),
+        (slice(None, None, -1), "train", "training images and training labels and shares of clients"),
+        (slice(None, None, -1), "test", "test images and test labels"),
+    ):
+        copied_to(tmp_path, order, of)
+        for again in (lambda: train(config, tmp_path / "run"), lambda: runner.evaluate(tmp_path / "run", Console(quiet=True))):
+            with pytest.raises(ConfigError, match=rf"began with other {other} \(.*data\.json\) than data\.source=npz:.* gives now"):
+                again()
+    assert (tmp_path / "run" / "data.json").read_bytes() == began_with
+    copied_to(tmp_path)
+    assert train(config, tmp_path / "run") == 0
+
+    (tmp_path / "run" / "data.json").unlink()  # as older versions left a run
+    (tmp_path / "run" / "results.json").unlink()
+    assert train(config, tmp_path / "run") == 0
+    assert (tmp_path / "run" / "data.json").read_bytes() == began_with
+    (tmp_path / "run" / "data.json").write_text("[1")
+    with pytest.raises(ConfigError, match=r"data\.json is damaged; restore it"):
+        runner.evaluate(tmp_path / "run", Console(quiet=True))
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -288,14 +329,15 @@ def final_states(run_dir: Path) -> dict:
     return runner._restore(run_dir, Console(quiet=True))[1]
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
+# What generators do on two devices, the next test shows.
+@pytest.mark.parametrize(("num_devices", "stages"), [(1, ("warmup", "generators")), (2, ("warmup",))])
 def test_clients_shared_among_devices_end_where_those_of_one_device_end(
-    finished: Path, tmp_path: Path, num_devices: int
+    finished: Path, tmp_path: Path, num_devices: int, stages: tuple[str, ...]
 ) -> None:
     config = tiny(mapping={"num_devices": num_devices})  # of three clients; the finished run gave each its own device
-    assert train(config, tmp_path / "run", stop_after="generators") == 0
+    assert train(config, tmp_path / "run", stop_after=stages[-1]) == 0
     ours, theirs = final_states(tmp_path / "run"), final_states(finished)
-    for stage in ("warmup", "generators"):
+    for stage in stages:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours[stage], theirs[stage])
 
 

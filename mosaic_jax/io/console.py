@@ -101,7 +101,7 @@ class StageProgress:
         if live is not None:
             self._task = live.add_task(stage, total=total, completed=done, rate="", note="")
         else:
-            console.message(f"{stage}: from step {done} of {total}" if done else f"{stage}: {total} {unit}")
+            console.message(f"{stage}: from {unit.removesuffix('s')} {done} of {total}" if done else f"{stage}: {total} {unit}")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """`steps` more are done; `note` stands beside them, as in "loss 0.12"."""

@@ -13,15 +13,17 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.heat_map import heat_map
 from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
+from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.run_directory import write_text
-from mosaic_jax.io.samples import image_grid, save_grid
+from mosaic_jax.io.samples import answering_for, image_grid, save_grid
+from mosaic_jax.types import Dataset, Partition
 
 SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
 
 def show_partition(config: Config, out: Path | None, console: Console) -> None:
     """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None; console: hears of
-    progress in reading them.
+    progress in reading and dealing them.
 
     Under feature skew, images of up to ten clients as they see them go beside it as well, to `.images.png`. Raises ConfigError
     where the partition cannot be made, and where the CSV file would be written over the table it is made of.
@@ -32,19 +34,28 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
     prescribed = read_table(config.partition, dataset.class_names)
     started = time.perf_counter()
-    dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed)
+    with shown_redraws(config.partition, console) as rejected:
+        dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed, rejected)
     seconds = time.perf_counter() - started
     counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
     title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"
     print(title, table(counts, dataset.class_names), summary(counts, len(dataset.train_labels)), sep="\n")
     print(f"dealt in {seconds:.2f} s")
     if out is not None:
-        save_grid(out, heat_map(counts, dataset.class_names, title))
-        write_text(out.with_suffix(".csv"), as_csv(counts, dataset.class_names))
-        print(f"written: {out}, {out.with_suffix('.csv')}")
-    if out is not None and config.partition.has_feature_skew:
+        with answering_for(out):
+            written = _write(config, out, dataset, dealt, counts, title)
+        print(f"written: {', '.join(map(str, written))}")
+
+
+def _write(config: Config, out: Path, dataset: Dataset, dealt: Partition, counts: np.ndarray, title: str) -> list[Path]:
+    """The files that are written for `--out`."""
+    files = [out, out.with_suffix(".csv")]
+    save_grid(out, heat_map(counts, dataset.class_names, title))
+    write_text(files[1], as_csv(counts, dataset.class_names))
+    if config.partition.has_feature_skew:
         seen = skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
         shown = np.unique(np.linspace(0, config.partition.num_clients - 1, SHOWN_CLIENTS).astype(int))
         rows = np.stack([seen[np.resize(dealt.client_indices[client], SHOWN_IMAGES)] for client in shown])
-        save_grid(out.with_suffix(".images.png"), image_grid(rows, [f"client {client}" for client in shown]))
-        print(f"written: {out.with_suffix('.images.png')}")
+        files.append(out.with_suffix(".images.png"))
+        save_grid(files[-1], image_grid(rows, [f"client {client}" for client in shown]))
+    return files

@@ -1,10 +1,13 @@
 """Pictures of samples: a row for each client, real images beside generated ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from mosaic_jax.config import ConfigError
 
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 GAP, TITLE_HEIGHT, FONT_SIZE = 2, 24, 15
@@ -71,9 +74,19 @@ def draw_blocks(blocks: Sequence[tuple[str, np.ndarray]], labels: Sequence[str] 
 def save_grid(path: Path, image: np.ndarray) -> None:
     """Writes a u8[height, width, 3] picture as PNG, at once, making its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".tmp")
+    half = path.with_name(f"{path.name}.tmp")
     Image.fromarray(image).save(half, format="PNG", optimize=True)
     half.replace(path)
+
+
+@contextmanager
+def answering_for(out: Path) -> Iterator[None]:
+    """Around what is written to a file that `--out` names, and beside it: where that fails it is a ConfigError of one line."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename2 or error.filename or out
+        raise ConfigError(f"--out {out}: {place} cannot be written ({error.strerror}); name another file") from error
 
 
 def save_real_and_generated(path: Path, real: np.ndarray, generated: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from mosaic_jax.data.partition import describe
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.label_counts import read_table
+from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.mapping import Plan, create_cpu_devices
 from mosaic_jax.models import judge_of
 from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
@@ -51,7 +52,9 @@ def plan_run(config: Config, console: Console | None = None) -> RunPlan:
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
     dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
-    problem, stages = fit(build_problem(config, dataset, read_table(config.partition, dataset.class_names)))
+    with shown_redraws(config.partition, console or Console(quiet=True)) as rejected:
+        problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names), rejected)
+    problem, stages = fit(problem)
     title = (
         f"{config.method}, seed {config.seed}: {config.data.source}, {len(problem.dataset.train_labels)} training images, "
         f"{problem.num_classes} classes, {describe(config.partition)}"

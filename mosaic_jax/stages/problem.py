@@ -13,6 +13,7 @@ from mosaic_jax.data.augment import crop_flip, decode
 from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.named import with_own_settings
 from mosaic_jax.data.partition import partition
+from mosaic_jax.data.partition.dealing import Rejected, unheard
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
@@ -102,14 +103,17 @@ class Problem(NamedTuple):
         return jnp.asarray(self.dataset.train_images), jnp.asarray(self.dataset.train_labels)
 
 
-def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = None) -> Problem:
+def build_problem(
+    config: Config, dataset: Dataset, table: np.ndarray | None = None, rejected: Rejected = unheard
+) -> Problem:
     """Deal the data to clients, build the networks and plan their mapping, as if everything fitted into memory.
 
-    table: integers [C, K], what `partition.table` holds. Raises ConfigError where a stage could not run.
+    table: integers [C, K], what `partition.table` holds; rejected: hears of redraws, as `partition` says.
+    Raises ConfigError where a stage could not run.
     """
     _check_cohort(config)
     config = dataclasses.replace(config, data=with_own_settings(config.data))
-    dealt = partition(dataset.train_labels, config.partition, config.seed, table)
+    dealt = partition(dataset.train_labels, config.partition, config.seed, table, rejected)
     splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
     num_classes = len(dataset.class_names)
     for client, indices in enumerate(splits.train):

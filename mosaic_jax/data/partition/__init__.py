@@ -3,6 +3,7 @@
 import numpy as np
 
 from mosaic_jax.config import ConfigError, PartitionConfig
+from mosaic_jax.data.partition.dealing import Rejected, unheard
 from mosaic_jax.data.partition.dirichlet import dirichlet_balanced, dirichlet_unbalanced
 from mosaic_jax.data.partition.fixed import fixed
 from mosaic_jax.data.partition.shards import shards
@@ -12,23 +13,26 @@ from mosaic_jax.types import Partition
 __all__ = ["describe", "dirichlet_balanced", "dirichlet_unbalanced", "fixed", "iid", "partition", "quantity_skew", "shards"]
 
 
-def partition(labels: np.ndarray, config: PartitionConfig, seed: int, table: np.ndarray | None = None) -> Partition:
+def partition(
+    labels: np.ndarray, config: PartitionConfig, seed: int, table: np.ndarray | None = None, rejected: Rejected = unheard
+) -> Partition:
     """Deals the images out as config.kind says; errors as in the function that is called.
 
-    labels: integers [N]; table: integers [C, K], the label counts of kind `table`, not looked at by the others.
+    labels: integers [N]; table: integers [C, K], the label counts of kind `table`, not looked at by the others;
+    rejected: hears of draws that leave a client too small, as `first_large_enough` says.
     """
-    clients, alpha, minimum = config.num_clients, config.alpha, (config.min_samples, config.max_draws, config.repair)
+    clients, alpha, drawing = config.num_clients, config.alpha, (config.min_samples, config.max_draws, config.repair, rejected)
     match config.kind:
         case "iid":
             return iid(labels, clients, seed)
         case "dirichlet_unbalanced":
-            return dirichlet_unbalanced(labels, clients, alpha, seed, *minimum)
+            return dirichlet_unbalanced(labels, clients, alpha, seed, *drawing)
         case "dirichlet_balanced":
             return dirichlet_balanced(labels, clients, alpha, seed)
         case "shards":
             return shards(labels, clients, config.shards_per_client, seed)
         case "quantity_skew":
-            return quantity_skew(labels, clients, alpha, seed, *minimum)
+            return quantity_skew(labels, clients, alpha, seed, *drawing)
         case "table" if table is not None:
             if len(table) != clients:
                 raise ConfigError(

@@ -1,5 +1,8 @@
 """What every kind of partition checks first, how clients that were drawn too small are refused or repaired, and the result."""
 
+import itertools
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
 from mosaic_jax.config import ConfigError
@@ -8,6 +11,14 @@ from mosaic_jax.types import Partition
 
 # Added to the seed by the public code; part of its published label tables.
 SEED_OFFSET = 5363
+
+# A draw: the clients' sizes i64[C], and what gives the order of their images i64[N], one client after another.
+Draw = tuple[np.ndarray, Callable[[], np.ndarray]]
+Rejected = Callable[[int, int], None]
+
+
+def unheard(draws: int, smallest: int) -> None:
+    """The `rejected` of who does not want to hear of rejected draws."""
 
 
 def generator(seed: int) -> np.random.RandomState:
@@ -27,18 +38,29 @@ def checked(labels: np.ndarray, num_clients: int, alpha: float = 1.0) -> np.ndar
     return labels
 
 
-def check_minimum(num_clients: int, min_samples: int, num_images: int) -> None:
-    """Raises ConfigError where no partition at all gives every client min_samples images."""
+def first_large_enough(
+    draws: Iterator[Draw], alpha: float, num_images: int, num_clients: int, min_samples: int, max_draws: int, repaired: bool,
+    random: np.random.RandomState, rejected: Rejected,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The first of the draws in which every client has min_samples images, or if `repaired` the very first, mended: (order, sizes).
+
+    rejected(n, smallest) is told of every draw that is not taken: how many there were, and the size of the smallest client in the
+    best of them. Nothing is drawn where no partition could do. Raises ConfigError then, and after max_draws draws.
+    """
     if num_clients * min_samples > num_images:
         raise ConfigError(
             f"partition.num_clients={num_clients} times partition.min_samples={min_samples} exceeds the {num_images} training "
             f"images: at most {num_images // min_samples} clients, or a smaller partition.min_samples"
         )
-
-
-def no_draw(alpha: float, num_clients: int, min_samples: int, max_draws: int, smallest: int) -> ConfigError:
-    """The error of a kind that met its minimum in none of its draws; smallest: images of the smallest client in the best one."""
-    return ConfigError(
+    smallest = 0
+    for number, (sizes, order) in enumerate(itertools.islice(draws, max_draws), 1):
+        if sizes.min() >= min_samples:
+            return order(), sizes
+        if repaired:
+            return repair(order(), sizes, min_samples, random)
+        smallest = max(smallest, int(sizes.min()))
+        rejected(number, smallest)
+    raise ConfigError(
         f"partition.alpha={alpha} gave each of partition.num_clients={num_clients} clients partition.min_samples={min_samples} "
         f"images in none of partition.max_draws={max_draws} draws (best: {smallest}): raise alpha, lower num_clients or "
         "min_samples, or set partition.repair=true"
