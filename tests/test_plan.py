@@ -14,6 +14,7 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.mapping import make_plan
 from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.run_plan import RunPlan, StagePlan, plan_run
+from mosaic_jax.planning.stage_plans import fields
 from mosaic_jax.planning.tables import show
 from mosaic_jax.trees import num_bytes
 
@@ -53,7 +54,7 @@ def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished
     problem, outputs = runner._restore(finished, Console(quiet=True))
     for made in stages_of(problem):
         state = runner.jit_once(made.init)(made.inputs(outputs))
-        of_parts = {name.strip("_"): num_bytes(value) for name, value in state._asdict().items() if num_bytes(value)}
+        of_parts = {name: num_bytes(value) for name, value in fields(state).items() if num_bytes(value)}
         assert parts(stage(planned, made.name)) == of_parts
 
 
@@ -79,8 +80,8 @@ def test_parameters_are_counted_as_everybody_counts_them() -> None:
     plan = plan_run(tiny(method="fedavg", model={"name": "resnet18", "width": 64}))
     (classifier,) = plan.networks
     assert classifier.parameters == 11_173_962
-    assert parts(stage(plan, "warmup"))["clients"] == 3 * parts(stage(plan, "warmup"))["global"]
-    assert parts(stage(plan, "warmup"))["global"] == 4 * (classifier.parameters + classifier.statistics)
+    assert parts(stage(plan, "warmup"))["clients"] == 3 * parts(stage(plan, "warmup"))["servers"]
+    assert parts(stage(plan, "warmup"))["servers"] == 4 * (classifier.parameters + classifier.statistics)
 
 
 def test_every_network_of_the_method_is_counted(planned: RunPlan) -> None:

@@ -109,8 +109,16 @@ def _programs(problem: Problem, stage: Stage) -> tuple[str, ...]:
 
 def _parts(state: PyTree) -> tuple[Part, ...]:
     """The fields of a state that hold arrays."""
-    fields = zip(state._fields, state, strict=True) if hasattr(state, "_fields") else (("state", state),)
-    return tuple(Part(name.strip("_"), _arrays(value), num_bytes(value)) for name, value in fields if num_bytes(value))
+    return tuple(Part(name, _arrays(value), num_bytes(value)) for name, value in fields(state).items() if num_bytes(value))
+
+
+def fields(state: PyTree) -> dict[str, PyTree]:
+    """The fields of a state by name; of the states of several groups each field of all of them."""
+    if hasattr(state, "_fields"):
+        return state._asdict()
+    if isinstance(state, tuple) and state and hasattr(state[0], "_fields"):
+        return {name: tuple(getattr(of_group, name) for of_group in state) for name in state[0]._fields}
+    return {"state": state}
 
 
 def _arrays(tree: PyTree) -> str:
