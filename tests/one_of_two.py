@@ -61,7 +61,9 @@ def agreement(shared: Path, own: Path) -> dict[str, object]:
         "signal": processes.first_signal([signal.SIGTERM] if last else []),
         "together": refusal(fails_in_one),
         "command": refusal(lambda: processes.check_same(f"--seed {processes.index()}")),
-        "same": refusal(lambda: processes.check_same("--seed 0")),
+        "data": refusal(lambda: processes.check_same_data(str(processes.index()))),
+        "same_data": refusal(lambda: processes.check_same_data("digest")),
+        "same_command": refusal(lambda: processes.check_same("--seed 0")),
         "unshared": refusal(lambda: claim(own / "run")),
         "first": np.asarray(processes.of_the_first(np.arange(3) * (processes.index() + 1))).tolist(),
     }

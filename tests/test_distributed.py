@@ -192,7 +192,8 @@ def test_an_error_of_one_process_is_every_ones(both: Both) -> None:
     found = both.found[0]
     assert found["together"] == "process 1: data.source: not on this host"
     assert found["command"].startswith("process 1 has another command than process 0")
-    assert found["same"] == "not refused"
+    assert found["data"].startswith("data.dir: process 1 finds other data than process 0")
+    assert found["same_data"] == found["same_command"] == "not refused"
     assert found["unshared"].startswith("process 1: --run-dir")
     assert found["unshared"].endswith("name a directory on a file system that all processes share")
 
