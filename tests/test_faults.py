@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from conftest import tiny, train

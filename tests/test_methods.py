@@ -73,6 +73,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "generator.ema": 0.9, "generator.sampling_batch_norm": "eval", "partition.num_clients": 4, "mapping.client_chunk": 2,
         "data.augment": "crop_flip", "meta.pooling": "mean",
     },
+    "Mosaic on FedRolex, clients of two widths": {
+        "warmup.method": "fedrolex", "clients.rates": (1.0, 0.5, 0.5), "generator.classifier": "client",
+        "generator.inversion_weight": 1.0,
+    },
+    "clients of two networks and a student of a third": {
+        "clients.models": ("cnn:3", "cnn:4"), "generator.discriminator": "classifier", "distill.teacher": "uniform",
+    },
     "convolutions in bf16": {"precision": "bf16", "generator.classifier": "client", "generator.inversion_weight": 1.0},
 }  # fmt: skip
 ONE_STEP = {
