@@ -108,8 +108,9 @@ def test_clients_are_judged_on_their_test_shares_as_they_see_them() -> None:
     def bright_is_class_1(variables: Variables, images: jax.Array, train: bool) -> tuple[jax.Array, tuple]:
         return jax.nn.one_hot((images.mean(axis=(1, 2, 3)) > 0).astype(int), 10), ()
 
-    problem = problem._replace(classifier=problem.classifier._replace(apply=bright_is_class_1))
-    models = Variables(np.zeros(problem.num_clients), ())
+    group = problem.groups[0]
+    problem = problem._replace(groups=(group._replace(classifier=group.classifier._replace(apply=bright_is_class_1)),))
+    models = (Variables(np.zeros(problem.num_clients), ()),)
     assert evaluate_clients(problem, models)["test_per_class"][:2] == [1.0, 0.0]  # digits are white on black
     inverted = problem._replace(client_test_images=255 - problem.dataset.test_images)
     assert evaluate_clients(inverted, models)["test_per_class"][:2] == [0.0, 1.0]

@@ -183,7 +183,7 @@ def check_meta(golden: Golden, seed: int) -> Quantities:
         return Variables({"linear": {"kernel": kernel, "bias": fill(name + "bias", (num_classes,), seed)}}, {})
 
     features = jnp.asarray(normal(prefix + "features", (6, 512), seed))
-    inputs = expert_head_logits(classifier, stack([head(index) for index in range(num_classes)]), features)
+    inputs = expert_head_logits(classifier, stack([head(index) for index in range(num_classes)]), (), features)
     predict = jax.jit(lambda params: mixture_logits(model, params, inputs))
     yield "expert_logits", inputs, LOGITS
     yield "logits_eval", predict(params), LOGITS
