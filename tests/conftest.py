@@ -82,6 +82,24 @@ def train(config: Config, run_dir: Path, *, stop_after: str | None = None, conso
     return runner.train(config, run_dir, stop_after=stop_after, tensorboard=False, console=console or Console(quiet=True))
 
 
+# What `work_done_once` keeps: the stages of a problem, and the evaluation of a run's outputs.
+MADE: dict[tuple, Any] = {}
+JUDGED: dict[tuple, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_few() -> Iterator[None]:
+    """Forget compiled programs before the kernel refuses more: each has memory maps of its own, of which Linux gives a process
+    65,530, and XLA ends the process without one."""
+    import jax
+
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        MADE.clear()
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def work_done_once() -> Iterator[None]:
     """Equal problems get the same stages: JAX then traces and compiles their programs once in a process and not in every run.
@@ -93,8 +111,7 @@ def work_done_once() -> Iterator[None]:
     from mosaic_jax.stages.federation import Federation
     from mosaic_jax.stages.problem import Outputs, Problem, Stage
 
-    made: dict[tuple, tuple[Stage, ...]] = {}
-    judged: dict[tuple, Any] = {}
+    made, judged = MADE, JUDGED
 
     def once(method: Callable[..., tuple[Stage, ...]]) -> Callable[..., tuple[Stage, ...]]:
         def stages(problem: Problem, federation: Federation) -> tuple[Stage, ...]:
