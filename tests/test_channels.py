@@ -11,10 +11,9 @@ from mosaic_jax import trees
 from mosaic_jax.config import ModelConfig
 from mosaic_jax.models import build_classifier
 from mosaic_jax.models.channels import channel_axes, channel_sizes, feature_space, sizes_of
-from mosaic_jax.models.resnet import BLOCKS
 from mosaic_jax.steps.submodels import (
     Channels,
-    Group,
+    Sent,
     aggregate,
     aggregate_classes,
     extract,
@@ -47,13 +46,13 @@ def drawn(config: ModelConfig, rate: float, seed: int) -> Channels:
     return random_channels(channel_sizes(config), channel_sizes(config, rate), jax.random.key(seed))
 
 
-def groups_of(config: ModelConfig, weights: dict[float, Any]) -> list[Group]:
+def groups_of(config: ModelConfig, weights: dict[float, Any]) -> list[Sent]:
     """Clients of several rates with random values, each holding channels of its own."""
     groups = []
     for rate, own in weights.items():
         channels = trees.stack([drawn(config, rate, seed=index + 7) for index in range(len(own))])
         values = random_like(shapes_of(config, rate), seed=int(100 * rate), lead=(len(own),))
-        groups.append(Group(values, channels, jnp.asarray(own, jnp.float32)))
+        groups.append(Sent(values, channels, jnp.asarray(own, jnp.float32)))
     return groups
 
 
@@ -62,7 +61,7 @@ def places(shape: tuple[int, ...], names: tuple[str | None, ...], held: Channels
     return np.ix_(*(np.arange(n) if name is None else np.asarray(held[name]) for name, n in zip(names, shape, strict=True)))
 
 
-def mean_by_position(old: Variables, groups: list[Group], axes: Variables, weights: list[np.ndarray]) -> list[np.ndarray]:
+def mean_by_position(old: Variables, groups: list[Sent], axes: Variables, weights: list[np.ndarray]) -> list[np.ndarray]:
     """The definition, in NumPy: client by client, leaf by leaf."""
     results = []
     for place, leaf in enumerate(jax.tree.leaves(old)):
@@ -82,11 +81,11 @@ def assert_close(found: Any, expected: Any, rtol: float = 1e-5) -> None:
         np.testing.assert_allclose(one, other, rtol=rtol)
 
 
-@pytest.mark.parametrize("name", ["cnn", *BLOCKS])
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "resnet34", "resnet50"])  # deeper ones are made of the same blocks
 def test_networks_of_all_rates_have_one_tree_and_the_shapes_that_the_channel_spaces_say(name: str) -> None:
     config = ModelConfig(name, 3)
     full, axes = shapes_of(config), channel_axes(config)
-    for rate in (0.4,) if name in ("resnet34", "resnet101", "resnet152") else (0.4, 0.0625):  # the deep take seconds to trace
+    for rate in (0.4,) if name == "resnet34" else (0.4, 0.0625):  # the deep take seconds to trace
         shapes = shapes_of(config, rate)
         assert jax.tree.structure(shapes) == jax.tree.structure(full)
         sizes = channel_sizes(config, rate)
@@ -120,7 +119,7 @@ def test_layers_that_are_added_together_share_a_space() -> None:
     assert stem["shortcut_conv"]["kernel"] == (None, None, "conv1", "layer1_0")  # 2 channels go in, 8 come out
 
 
-@pytest.mark.parametrize(("name", "train"), [("cnn", False), ("cnn", True), ("resnet18", False), ("resnet50", False)])
+@pytest.mark.parametrize(("name", "train"), [("cnn", False), ("cnn", True), ("resnet50", False)])
 def test_a_narrow_network_is_the_full_one_whose_other_channels_are_zero(name: str, train: bool) -> None:
     config = ModelConfig(name, 2 if name == "resnet50" else 4)
     axes = channel_axes(config)
@@ -221,7 +220,7 @@ def test_what_is_cut_out_and_put_back_is_in_its_place_and_the_rest_stays() -> No
     held = drawn(CNN, 0.5, seed=3)
     part = extract(full, axes, held)
     merged = jax.jit(lambda group: aggregate(old, [group], axes))(
-        Group(trees.broadcast(part, 1), trees.broadcast(held, 1), jnp.full(1, 3.0))
+        Sent(trees.broadcast(part, 1), trees.broadcast(held, 1), jnp.full(1, 3.0))
     )
     assert_close(extract(merged, axes, held), part, rtol=1e-6)
     for name, found, given, before in zip(
@@ -238,9 +237,9 @@ def test_two_layers_are_averaged_by_hand() -> None:
     axes = Variables({"first": ("hidden",), "second": ("hidden", None)}, {})
     old = Variables({"first": jnp.full(3, -1.0), "second": jnp.full((3, 2), -1.0)}, {})
 
-    def group(first: list, second: list, channels: list, weight: float) -> Group:
+    def group(first: list, second: list, channels: list, weight: float) -> Sent:
         values = Variables({"first": jnp.asarray([first]), "second": jnp.asarray([second])}, {})
-        return Group(values, {"hidden": jnp.asarray([channels], jnp.int32)}, jnp.asarray([weight]))
+        return Sent(values, {"hidden": jnp.asarray([channels], jnp.int32)}, jnp.asarray([weight]))
 
     narrow = group([5.0, 7.0], [[50.0, 60.0], [70.0, 80.0]], [0, 2], 3.0)
     nobody = group([9.0], [[90.0, 90.0]], [0], 0.0)

@@ -85,7 +85,7 @@ def experts_stage(problem: Problem) -> Stage:
     def output(state: ExpertsState, inputs: ExpertsInputs) -> Experts:
         if averaged and inputs.held[0]:
             groups = [
-                submodels.Group(models, held, state.label_counts[group.clients])
+                submodels.Sent(models, held, state.label_counts[group.clients])
                 for group, models, held in zip(problem.groups, inputs.clients, inputs.held, strict=True)
             ]
             return Experts(submodels.aggregate_classes(inputs.fallback[0], groups, problem.architectures[0].axes), ())

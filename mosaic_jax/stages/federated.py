@@ -206,11 +206,11 @@ def _mean(
     """The server's new model of an architecture out of its groups' (cohort, models, channels, weights)."""
     axes = problem.architectures[kind].axes
     if federation.channels is not None:
-        new = submodels.aggregate(old, [submodels.Group(*each[1:]) for each in sent], axes)
+        new = submodels.aggregate(old, [submodels.Sent(*each[1:]) for each in sent], axes)
         if not federation.heads_by_class:
             return new
         holds = jnp.asarray(problem.label_counts > 0, jnp.float32)
-        by_class = [submodels.Group(*each, weights[:, None] * holds[cohort.clients]) for cohort, *each, weights in sent]
+        by_class = [submodels.Sent(*each, weights[:, None] * holds[cohort.clients]) for cohort, *each, weights in sent]
         return new._replace(params=new.params | {"linear": submodels.aggregate_heads(old, by_class, axes)})
     ((_, models, _, weights),) = sent
     if not some_are_missing:

@@ -20,7 +20,7 @@ Sizes = dict[str, int]
 Channels = dict[str, jax.Array]
 
 
-class Group(NamedTuple):
+class Sent(NamedTuple):
     """Clients of one width, stacked.
 
     variables: leaves f32[M, ...] of that width.
@@ -78,7 +78,7 @@ def extract(full: Variables, axes: Variables, channels: Channels) -> Variables:
     return jax.tree.map(cut, full, axes)
 
 
-def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Variables:
+def aggregate(old: Variables, groups: Sequence[Sent], axes: Variables) -> Variables:
     """Each position's mean over the clients that hold it: new[p] = sum_i w_i theta_i[p] / sum_i w_i, or else old[p].
 
     old: the full network, what a position keeps whose holders weigh nothing; weights of groups: f32[M]. Returns leaves as old's.
@@ -86,7 +86,7 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
     """
     sizes = sizes_of(old, axes)
 
-    def add(sums: tuple[Variables, dict], client: Group) -> tuple[tuple[Variables, dict], None]:
+    def add(sums: tuple[Variables, dict], client: Sent) -> tuple[tuple[Variables, dict], None]:
         held = {space: _spread(jnp.ones(client.channels[space].shape), client.channels[space], sizes[space], 0) for space in sizes}
 
         def total(so_far: jax.Array, leaf: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
@@ -104,7 +104,7 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
     keys = {_spaces(names) for names in jax.tree.leaves(axes, is_leaf=lambda x: type(x) is tuple)}
     sums = jax.tree.map(jnp.zeros_like, old), {key: jnp.zeros([sizes[space] for space in key]) for key in sorted(keys)}
     for group in groups:
-        sums, _ = jax.lax.scan(add, sums, Group(*group))
+        sums, _ = jax.lax.scan(add, sums, Sent(*group))
 
     def mean(leaf: jax.Array, total: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         weight = sums[1][_spaces(names)].reshape([1 if name is None else sizes[name] for name in names]).astype(leaf.dtype)
@@ -113,7 +113,7 @@ def aggregate(old: Variables, groups: Sequence[Group], axes: Variables) -> Varia
     return jax.tree.map(mean, old, sums[0], axes)
 
 
-def aggregate_heads(old: Variables, groups: Sequence[Group], axes: Variables) -> PyTree:
+def aggregate_heads(old: Variables, groups: Sequence[Sent], axes: Variables) -> PyTree:
     """The classifier layer, each class' column and bias over the clients that hold the class alone; weights of groups: [M, K].
 
     Returns params["linear"] as old's. Source: HeteroFL's and FedRolex' public code, whose clients do not train columns of classes
@@ -123,12 +123,12 @@ def aggregate_heads(old: Variables, groups: Sequence[Group], axes: Variables) ->
     def head(variables: Variables) -> Variables:
         return Variables({"linear": variables.params["linear"]}, {})
 
-    columns = aggregate_classes(head(old), [Group(head(group[0]), *group[1:]) for group in groups], head(axes))
+    columns = aggregate_classes(head(old), [Sent(head(group[0]), *group[1:]) for group in groups], head(axes))
     # Of class c the c-th expert's column.
     return jax.tree.map(lambda leaf: jnp.diagonal(leaf, axis1=0, axis2=-1), columns.params["linear"])
 
 
-def aggregate_classes(fallback: Variables, groups: Sequence[Group], axes: Variables) -> Variables:
+def aggregate_classes(fallback: Variables, groups: Sequence[Sent], axes: Variables) -> Variables:
     """Class experts: expert_c[p] = sum_i n[i,c] theta_i[p] / sum_i n[i,c] over the clients that hold p, or else fallback[p].
 
     fallback: the global model, which the expert of a class that nobody has is; weights of groups: label counts [M, K].
@@ -136,7 +136,7 @@ def aggregate_classes(fallback: Variables, groups: Sequence[Group], axes: Variab
     """
 
     def expert(weights: tuple[jax.Array, ...]) -> Variables:
-        return aggregate(fallback, [Group(*group[:2], own) for group, own in zip(groups, weights, strict=True)], axes)
+        return aggregate(fallback, [Sent(*group[:2], own) for group, own in zip(groups, weights, strict=True)], axes)
 
     return jax.lax.map(expert, tuple(group[2].T for group in groups))
 
