@@ -178,7 +178,7 @@ class MetaConfig:
     batch_size: int = setting(128, "prototypes of one step", low=1)
     source: str = setting(
         "auto", "what it is trained on: the clients' prototypes, or generated images labelled by the class experts; auto: "
-        "prototypes where clients of all networks have the same features", choices=("auto", "prototypes", "generated"),
+        "prototypes where all experts read the same features", choices=("auto", "prototypes", "generated"),
     )
     samples_per_client: int = setting(64, "source=generated: images of every client's generator", low=1)
     batches_per_epoch: int = setting(0, "batches taken before reshuffling (public code: 1); 0 walks all prototypes", low=0)
@@ -367,6 +367,11 @@ def _validate_clients(config: Config) -> None:
     for field, value, instead in (("experts", config.experts, "logits"), ("meta.source", config.meta.source, "generated")):
         if several and value in ("parameters", "prototypes"):
             raise ConfigError(f"{field}={value}: clients.models={models} have no parameters in common; use {field}={instead}")
+    if min(config.client_rates) < 1 and config.experts == "logits" and config.meta.source == "prototypes":
+        raise ConfigError(
+            "meta.source=prototypes: with experts=logits clients of different widths read no features in common; "
+            "use meta.source=generated or experts=parameters"
+        )
 
 
 def validate(config: Config) -> None:

@@ -116,6 +116,17 @@ def test_fedbn_keeps_each_clients_batch_norm_and_averages_the_rest() -> None:
     assert stage.traffic(second) == {way: 5 * 3 * (model - stays) for way in ("up", "down")}
 
 
+def test_fine_tuning_under_fedbn_goes_on_with_each_clients_own_batch_norm() -> None:
+    problem = problem_of(tiny(warmup={"method": "fedbn"}))
+    warmup, *_, finetune = stages_of(problem)
+    before = jax.jit(warmup.init)(())
+    own = [[leaf + place for place, leaf in enumerate(kept)] for kept in before.personal]
+    inputs = finetune.inputs({"warmup": before._replace(personal=tuple(own)), "distill": before.servers[0]})
+    after = jax.jit(finetune.init)(inputs)
+    jax.tree.map(np.testing.assert_array_equal, after.personal, tuple(own))
+    jax.tree.map(np.testing.assert_array_equal, after.servers, before.servers)
+
+
 # --- losses ---
 
 
@@ -203,6 +214,13 @@ def test_groups_are_put_back_in_the_order_of_the_clients() -> None:
     problem = problem_of(tiny(method="heterofl", clients={"rates": (0.5, 1.0, 0.5)}))
     parts = [group.clients * 10.0 for group in problem.groups]
     np.testing.assert_array_equal(in_client_order(problem.groups, parts), [0.0, 10.0, 20.0])
+
+
+@pytest.mark.parametrize(("experts", "expected"), [("parameters", "prototypes"), ("logits", "generated")])
+def test_the_meta_model_learns_from_prototypes_where_all_experts_read_the_same_features(experts: str, expected: str) -> None:
+    widths = {"warmup": {"method": "fedrolex"}, "clients": {"rates": (0.5, 0.5, 0.5)}}
+    assert problem_of(tiny(experts=experts, **widths)).meta_source == expected
+    assert problem_of(tiny(experts=experts)).meta_source == "prototypes"
 
 
 # --- participation ---

@@ -42,6 +42,14 @@ class FederatedState(NamedTuple):
     prototypes: Prototypes
 
 
+class FederatedInputs(NamedTuple):
+    """Of a stage that goes on from others: its first servers' models, and what stays on the clients of each group since the
+    warm-up."""
+
+    servers: tuple[Variables, ...]
+    personal: tuple[list[jax.Array], ...]
+
+
 def federated_stage(
     problem: Problem,
     name: str,
@@ -87,11 +95,17 @@ def federated_stage(
             return broadcast(server, len(group.clients)), held
         return for_each_client(lambda own, whole: received(problem, federation, group, whole, own, []), (held,), (server,)), held
 
+    def inputs_of(outputs: Outputs) -> PyTree:
+        if start_from is None:
+            return ()
+        before = zip(problem.groups, outputs["warmup"].personal, strict=True)
+        return FederatedInputs(start_from(outputs), tuple(kept for group, kept in before if any(group is each for each in groups)))
+
     def init(inputs: PyTree) -> FederatedState:
-        servers = tuple(map(fresh, kinds)) if start_from is None else inputs
+        servers = tuple(map(fresh, kinds)) if start_from is None else inputs.servers
         clients, held = zip(*(first(group, server_of(group, servers)) for group in groups), strict=True)
         bank = Prototypes(jnp.zeros((*shape, problem.feature_size)), jnp.zeros(shape, bool))
-        personal = tuple(personal_leaves(federation, own) for own in clients)
+        personal = tuple(personal_leaves(federation, own) for own in clients) if start_from is None else inputs.personal
         return FederatedState(servers, *((clients, held) if parts.keeps_clients else ((), ())), personal, bank)
 
     def host(inputs: PyTree, start: int) -> tuple[Cohort, ...]:
@@ -172,9 +186,8 @@ def federated_stage(
     return Stage(
         name=name, unit="round", num_steps=num_rounds, segment=1, save_every=config.checkpoint.every_rounds,
         sharding=FederatedState(REPLICATED, SHARDED, SHARDED, SHARDED, PartitionSpec(None, AXIS)),
-        inputs=lambda outputs: () if start_from is None else start_from(outputs), init=init, host=host, data=data, run=run,
-        watch=watch, watch_every=config.evaluation.every_rounds, output=lambda state, inputs: state, traffic=traffic,
-        notices=parts.notices,
+        inputs=inputs_of, init=init, host=host, data=data, run=run, watch=watch, watch_every=config.evaluation.every_rounds,
+        output=lambda state, inputs: state, traffic=traffic, notices=parts.notices,
     )  # fmt: skip
 
 

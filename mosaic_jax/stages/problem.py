@@ -76,9 +76,10 @@ class Problem(NamedTuple):
 
     @property
     def meta_source(self) -> str:
-        """`meta.source`, auto resolved."""
+        """`meta.source`, auto resolved: prototypes where all experts read the same features."""
+        same = len(self.architectures) == 1 and (self.experts == "parameters" or min(self.config.client_rates) == 1)
         source = self.config.meta.source
-        return source if source != "auto" else "prototypes" if len(self.architectures) == 1 else "generated"
+        return source if source != "auto" else "prototypes" if same else "generated"
 
     @property
     def feature_size(self) -> int:
