@@ -331,6 +331,16 @@ class Config:
         num, rho = self.partition.num_clients, self.clients.rho
         return self.clients.rates or tuple(0.5 ** min(4, rho * (client + 1) // num) for client in range(num))
 
+    @property
+    def experts_share_features(self) -> bool:
+        """Whether the heads of all experts read the features of one network."""
+        return len(set(self.client_models)) == 1 and (self.experts != "logits" or min(self.client_rates) == 1)
+
+    @property
+    def meta_source(self) -> str:
+        """`meta.source`, auto resolved."""
+        return {"auto": "prototypes" if self.experts_share_features else "generated"}.get(self.meta.source, self.meta.source)
+
 
 # Where and how the work is done, not what is computed: a run goes on with others than it began with.
 PLACEMENT = (
@@ -364,14 +374,10 @@ def _validate_clients(config: Config) -> None:
         raise ConfigError(
             f"{given}: {field}={config.federated} gives every client the whole network; set {field} to one of {', '.join(WIDTHS)}"
         )
-    for field, value, instead in (("experts", config.experts, "logits"), ("meta.source", config.meta.source, "generated")):
-        if several and value in ("parameters", "prototypes"):
-            raise ConfigError(f"{field}={value}: clients.models={models} have no parameters in common; use {field}={instead}")
-    if min(config.client_rates) < 1 and config.experts == "logits" and config.meta.source == "prototypes":
-        raise ConfigError(
-            "meta.source=prototypes: with experts=logits clients of different widths read no features in common; "
-            "use meta.source=generated or experts=parameters"
-        )
+    if several and config.experts == "parameters":
+        raise ConfigError(f"experts=parameters: clients.models={models} have no parameters in common; use experts=logits")
+    if config.meta.source == "prototypes" and not config.experts_share_features:
+        raise ConfigError("meta.source=prototypes: these clients' experts read no features in common; use meta.source=generated")
 
 
 def validate(config: Config) -> None:

@@ -109,7 +109,7 @@ def stage_keys(config: Config) -> dict[str, str]:
 
     The seed is among them. Empty for a method that READ_FROM does not know: its stages are nobody else's.
     """
-    values, keys = flatten(config), {}
+    values, keys = flatten(config) | {"meta.source": config.meta_source}, {}
     counted = {name: value for name, value in values.items() if not _of(name, LATER)}
     for stage, names in READ_FROM.get(config.method, {}).items():
         names = (*names, config.federated)  # and the section of the federated method, where it has one

@@ -218,8 +218,8 @@ def test_stage_keys_are_of_the_stages_that_the_method_has(method: str) -> None:
 
 
 def test_a_setting_changes_the_keys_of_the_stages_from_the_first_that_reads_it() -> None:
-    def unchanged(method: str, values: dict[str, Any]) -> list[str]:
-        config = tiny(method=method)
+    def unchanged(method: str, values: dict[str, Any], **base: Any) -> list[str]:
+        config = tiny(method=method, **base)
         before, after = stage_keys(config), stage_keys(with_values(config, values))
         return [stage for stage in before if before[stage] == after[stage]]
 
@@ -227,6 +227,8 @@ def test_a_setting_changes_the_keys_of_the_stages_from_the_first_that_reads_it()
     assert unchanged("mosaic", {"distill.teacher": "uniform"}) == before_distilling
     assert unchanged("mosaic", {"finetune.num_rounds": 3}) == [*before_distilling, "distill"]
     assert unchanged("mosaic", {"experts": "logits"}) == ["warmup", "auxiliary", "generators"]
+    assert unchanged("mosaic", {"meta.source": "prototypes"}) == [*before_distilling, "distill", "finetune"]
+    assert unchanged("mosaic", {"meta.source": "generated"}) == []  # clients then send no prototypes
     assert unchanged("mosaic", {"generator.sampling_batch_norm": "eval"}) == ["warmup"]
     assert unchanged("mosaic", {"prototypes.num_rounds": 2}) == []
     assert unchanged("fedavg", {"finetune.client_learning_rate": 1.0, "distill.ema": 0.5}) == ["warmup"]
@@ -234,6 +236,8 @@ def test_a_setting_changes_the_keys_of_the_stages_from_the_first_that_reads_it()
     assert unchanged("fedavg", {"warmup.method": "fedrs", "fedprox.mu": 1.0}) == ["warmup"]
     assert unchanged("fedprox", {"fedprox.mu": 1.0}) == unchanged("mosaic", {"warmup.method": "fedrs"}) == []
     assert unchanged("fedavg_finetune", {"finetune.num_rounds": 3, "prototypes.per_class": 5}) == ["warmup"]
+    widths = {"warmup": {"method": "fedrolex"}, "clients": {"rates": (1.0, 0.5, 0.5)}}
+    assert unchanged("mosaic", {"experts": "logits"}, **widths) == []  # as above
     for values in ({"seed": 1}, {"data.dir": "elsewhere"}, {"mapping.segment_steps": 3}, {"warmup.order": "fixed"}):
         assert unchanged("mosaic", values) == unchanged("fedavg", values) == []
     assert {name.partition(".")[0] for name in flatten(Config())} >= {name.partition(".")[0] for name in LATER}

@@ -230,10 +230,10 @@ def test_networks_are_given_to_the_clients_in_turn() -> None:
         (["partition.num_clients=1", "clients.models=cnn:1,cnn:2"], "clients.models=cnn:1,cnn:2: more networks than partition."),
         (
             ["warmup.method=fedrolex", "clients.rho=5", "experts=logits", "meta.source=prototypes"],
-            "meta.source=prototypes: with experts=logits clients of different widths read no features in common; use meta.source",
+            "meta.source=prototypes: these clients' experts read no features in common; use meta.source=generated",
         ),
         (["clients.models=cnn:1,cnn:2", "experts=parameters"], "experts=parameters: clients.models=cnn:1,cnn:2 have no parame"),
-        (["clients.models=cnn:1,cnn:2", "meta.source=prototypes"], "meta.source=prototypes: clients.models=cnn:1,cnn:2 have n"),
+        (["clients.models=cnn:1,cnn:2", "meta.source=prototypes"], "meta.source=prototypes: these clients' experts read no fe"),
         (["method=fedproxx"], "method=fedproxx: must be one of mosaic, fedavg_finetune, fedavg, fedprox, fedbn, fedrs, hetero"),
     ],
 )  # fmt: skip

@@ -219,8 +219,8 @@ def test_groups_are_put_back_in_the_order_of_the_clients() -> None:
 @pytest.mark.parametrize(("experts", "expected"), [("parameters", "prototypes"), ("logits", "generated")])
 def test_the_meta_model_learns_from_prototypes_where_all_experts_read_the_same_features(experts: str, expected: str) -> None:
     widths = {"warmup": {"method": "fedrolex"}, "clients": {"rates": (0.5, 0.5, 0.5)}}
-    assert problem_of(tiny(experts=experts, **widths)).meta_source == expected
-    assert problem_of(tiny(experts=experts)).meta_source == "prototypes"
+    assert tiny(experts=experts, **widths).meta_source == expected
+    assert tiny(experts=experts).meta_source == "prototypes"
 
 
 # --- participation ---

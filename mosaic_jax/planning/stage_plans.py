@@ -69,7 +69,7 @@ def _inputs(problem: Problem, stage: Stage, outputs: Outputs) -> tuple[PyTree, i
         warmup = problem.config.warmup  # every centre has an image of its own among those of the round
         of_clients = _expected_valid(problem, valid.shape).sum(axis=(2, 3))
         num = int(np.minimum(of_clients, warmup.num_local_steps * warmup.batch_size).sum())
-        if problem.meta_source == "generated":
+        if problem.config.meta_source == "generated":
             num = len(problem.participants) * problem.config.meta.samples_per_client
         labels = jax.ShapeDtypeStruct((num,), jnp.int32)
         if keeps_logits(problem):

@@ -32,7 +32,7 @@ class MetaInputs(NamedTuple):
 def keeps_logits(problem: Problem) -> bool:
     """Whether a prototype's E x K expert logits are no more numbers than its D features: 100 to 512 for 10 classes and ResNet-18,
     but 10,000 to 512 for 100; of generated images there is nothing else."""
-    return problem.meta_source == "generated" or problem.num_classes**2 <= problem.feature_size
+    return problem.config.meta_source == "generated" or problem.num_classes**2 <= problem.feature_size
 
 
 def meta_stage(problem: Problem) -> Stage:
@@ -55,7 +55,7 @@ def meta_stage(problem: Problem) -> Stage:
         return logits, expert_labels(logits)
 
     def inputs_of(outputs: Outputs) -> MetaInputs:
-        if problem.meta_source == "generated":
+        if problem.config.meta_source == "generated":
             return MetaInputs(*judged(outputs["experts"], outputs["generators"]))
         prototypes = outputs["warmup"].prototypes
         valid = np.asarray(prototypes.valid)

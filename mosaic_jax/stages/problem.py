@@ -75,13 +75,6 @@ class Problem(NamedTuple):
         return experts if experts != "auto" else "parameters" if len(self.architectures) == 1 else "logits"
 
     @property
-    def meta_source(self) -> str:
-        """`meta.source`, auto resolved: prototypes where all experts read the same features."""
-        same = len(self.architectures) == 1 and (self.experts == "parameters" or min(self.config.client_rates) == 1)
-        source = self.config.meta.source
-        return source if source != "auto" else "prototypes" if same else "generated"
-
-    @property
     def feature_size(self) -> int:
         """D of the prototypes: the features of the first architecture, whole."""
         return self.architectures[0].classifier.feature_size
