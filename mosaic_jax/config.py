@@ -287,7 +287,7 @@ class Config:
     )
     experts: str = setting(
         "auto", "class experts as weighted averages of client parameters, or of client logits; auto: parameters where all "
-        "clients have the same network",
+        "clients have the same network, whole",
         choices=("auto", "parameters", "logits"),
     )
     precision: str = setting(
@@ -334,7 +334,7 @@ class Config:
     @property
     def experts_share_features(self) -> bool:
         """Whether the heads of all experts read the features of one network."""
-        return len(set(self.client_models)) == 1 and (self.experts != "logits" or min(self.client_rates) == 1)
+        return len(set(self.client_models)) == 1 and (self.experts == "parameters" or min(self.client_rates) == 1)
 
     @property
     def meta_source(self) -> str:

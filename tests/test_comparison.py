@@ -237,7 +237,7 @@ def test_a_setting_changes_the_keys_of_the_stages_from_the_first_that_reads_it()
     assert unchanged("fedprox", {"fedprox.mu": 1.0}) == unchanged("mosaic", {"warmup.method": "fedrs"}) == []
     assert unchanged("fedavg_finetune", {"finetune.num_rounds": 3, "prototypes.per_class": 5}) == ["warmup"]
     widths = {"warmup": {"method": "fedrolex"}, "clients": {"rates": (1.0, 0.5, 0.5)}}
-    assert unchanged("mosaic", {"experts": "logits"}, **widths) == []  # as above
+    assert unchanged("mosaic", {"experts": "logits"}, **widths, experts="parameters") == []  # as above
     for values in ({"seed": 1}, {"data.dir": "elsewhere"}, {"mapping.segment_steps": 3}, {"warmup.order": "fixed"}):
         assert unchanged("mosaic", values) == unchanged("fedavg", values) == []
     assert {name.partition(".")[0] for name in flatten(Config())} >= {name.partition(".")[0] for name in LATER}

@@ -216,7 +216,7 @@ def test_groups_are_put_back_in_the_order_of_the_clients() -> None:
     np.testing.assert_array_equal(in_client_order(problem.groups, parts), [0.0, 10.0, 20.0])
 
 
-@pytest.mark.parametrize(("experts", "expected"), [("parameters", "prototypes"), ("logits", "generated")])
+@pytest.mark.parametrize(("experts", "expected"), [("parameters", "prototypes"), ("logits", "generated"), ("auto", "generated")])
 def test_the_meta_model_learns_from_prototypes_where_all_experts_read_the_same_features(experts: str, expected: str) -> None:
     widths = {"warmup": {"method": "fedrolex"}, "clients": {"rates": (0.5, 0.5, 0.5)}}
     assert tiny(experts=experts, **widths).meta_source == expected

@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data.augment": "crop_flip", "meta.pooling": "mean",
     },
     "Mosaic on FedRolex, clients of two widths": {
-        "warmup.method": "fedrolex", "clients.rates": (1.0, 0.5, 0.5), "generator.classifier": "client",
+        "warmup.method": "fedrolex", "clients.rates": (1.0, 0.5, 0.5), "experts": "parameters", "generator.classifier": "client",
         "generator.inversion_weight": 1.0,
     },
     "clients of two networks and a student of a third": {

@@ -14,7 +14,14 @@ from mosaic_jax.steps import distill_step as distill
 from mosaic_jax.steps import generator_step as gan
 from mosaic_jax.steps.client_update import client_optimizer, client_update, sgd_step
 from mosaic_jax.steps.evaluate import accuracy, confusion_matrix
-from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits, expert_sum, mix_client_logits
+from mosaic_jax.steps.experts import (
+    class_experts,
+    expert_head_logits,
+    expert_labels,
+    expert_logits,
+    expert_sum,
+    mix_client_logits,
+)
 from mosaic_jax.steps.meta_step import init_meta, meta_step, mixture_logits
 from mosaic_jax.trees import stack
 from mosaic_jax.types import Batch, PyTree, Variables
@@ -71,6 +78,17 @@ def test_experts_out_of_logits_equal_averaged_heads_on_features() -> None:
     of_experts = expert_head_logits(CLASSIFIER, class_experts(clients, jnp.asarray(COUNTS)), (), features)
     of_clients = mix_client_logits(expert_head_logits(CLASSIFIER, clients, (), features), jnp.asarray(COUNTS))
     assert_close(of_experts, of_clients)
+
+
+def test_a_generated_image_is_of_the_class_whose_expert_is_surest_among_those_of_its_client_by_their_counts() -> None:
+    own = np.array([[0.9, 0.4, 0.6], [0.3, 0.2, 0.1]])  # softmax(logits_c)_c of two images
+    logits = np.zeros((2, 3, 3))
+    for image, expert in np.ndindex(2, 3):
+        logits[image, expert, expert] = np.log(2 * own[image, expert] / (1 - own[image, expert]))  # beside two logits of 0
+    counts = jnp.array([[0.0, 1.0, 1.0]])  # of one client: the surest, class 0, it does not have
+    np.testing.assert_array_equal(expert_labels(jnp.asarray(logits, jnp.float32), counts), [2, 1])
+    two = jnp.array([[0.0, 4.0, 1.0], [1.0, 1.0, 4.0]])  # an image of each of two clients: 4 * 0.4 > 0.6, 4 * 0.1 > 0.3
+    np.testing.assert_array_equal(expert_labels(jnp.asarray(logits, jnp.float32), two), [1, 2])
 
 
 def test_expert_logits_run_each_whole_expert_and_their_sum_is_the_control() -> None:

@@ -39,10 +39,12 @@ def meta_stage(problem: Problem) -> Stage:
     """num_steps Adam steps of the meta model on the experts' predictions for prototypes; the output is the moving average.
 
     Clients of different networks have no features in common, so there are no prototypes that all experts could judge: instead
-    of them the meta model learns from images of all generators, labelled by the class experts (`meta.source`).
+    of them the meta model learns from images of all generators, labelled by the class experts and the label counts of each
+    generator's client (`meta.source`).
     """
     config, meta = problem.config, problem.config.meta
     segment = config.mapping.segment_steps
+    label_counts = jnp.asarray(problem.label_counts[problem.participants], jnp.float32)
 
     @jax.jit
     def judged(experts: Experts, generators: Variables) -> tuple[jax.Array, jax.Array]:
@@ -52,7 +54,7 @@ def meta_stage(problem: Problem) -> Stage:
             problem.generator, generators, key, meta.samples_per_client, config.generator.sampling_batch_norm
         )
         logits = predict_experts(problem, experts, images)
-        return logits, expert_labels(logits)
+        return logits, expert_labels(logits, label_counts)
 
     def inputs_of(outputs: Outputs) -> MetaInputs:
         if problem.config.meta_source == "generated":

@@ -71,8 +71,9 @@ class Problem(NamedTuple):
     @property
     def experts(self) -> str:
         """`experts`, auto resolved."""
+        whole = len(self.architectures) == 1 and min(self.config.client_rates) == 1
         experts = self.config.experts
-        return experts if experts != "auto" else "parameters" if len(self.architectures) == 1 else "logits"
+        return experts if experts != "auto" else "parameters" if whole else "logits"
 
     @property
     def feature_size(self) -> int:

@@ -88,9 +88,16 @@ def expert_sum(logits: jax.Array) -> jax.Array:
     return jnp.sum(logits, axis=1)
 
 
-def expert_labels(logits: jax.Array) -> jax.Array:
-    """The class whose own expert is surest of it: argmax_c softmax(logits_c)_c; f32[B, E, K], E = K -> i32[B]."""
-    return jnp.argmax(jnp.diagonal(jax.nn.log_softmax(logits), axis1=1, axis2=2), axis=-1).astype(jnp.int32)
+def expert_labels(logits: jax.Array, label_counts: jax.Array) -> jax.Array:
+    """The class whose own expert is surest of it, among the classes of the client whose generator drew the image:
+
+    argmax_c softmax(logits_c)_c n[i,c]; logits: f32[B, E, K], E = K, of equally many images of every client, in client order;
+    label_counts: f32[C, K] -> i32[B]. Without n[i,c] the expert of a class that one client holds alone claims all images, being
+    sure of nothing else. The choice is ours.
+    """
+    sure = jnp.diagonal(jax.nn.log_softmax(logits), axis1=1, axis2=2)
+    held = jnp.repeat(jnp.log(label_counts), logits.shape[0] // label_counts.shape[0], axis=0)
+    return jnp.argmax(sure + held, axis=-1).astype(jnp.int32)
 
 
 def absent_classes(label_counts: PyTree) -> list[int]:
