@@ -19,7 +19,7 @@ def mosaic(problem: Problem, federation: Federation) -> tuple[Stage, ...]:
     warmup = federated_stage(
         problem, "warmup", config.warmup.num_rounds, config.warmup.client_learning_rate, federation,
         num_full_rounds=warmup_participation(config, problem.groups).num_full_rounds,
-        prototypes=problem.config.meta_source == "prototypes",
+        prototypes=config.meta_source == "prototypes",
     )  # fmt: skip
     middle = (generators_stage(problem), experts_stage(problem), meta_stage(problem), distill_stage(problem))
     stages = (warmup, *((auxiliary_stage(problem),) if local else ()), *middle)

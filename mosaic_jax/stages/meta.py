@@ -57,7 +57,7 @@ def meta_stage(problem: Problem) -> Stage:
         return logits, expert_labels(logits, label_counts)
 
     def inputs_of(outputs: Outputs) -> MetaInputs:
-        if problem.config.meta_source == "generated":
+        if config.meta_source == "generated":
             return MetaInputs(*judged(outputs["experts"], outputs["generators"]))
         prototypes = outputs["warmup"].prototypes
         valid = np.asarray(prototypes.valid)
