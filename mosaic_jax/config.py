@@ -253,7 +253,7 @@ class MappingConfig:
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
     convolution: str = setting(
         "auto", "lowering of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler, else grouped",
-        choices=("auto", "grouped", "map", "native"),
+        choices=("auto", "grouped", "map", "native", "stacked"),
     )
 
 

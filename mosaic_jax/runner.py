@@ -311,11 +311,12 @@ def _advance(
         if stage.num_steps == 0:
             save()
             return state
+    ahead = None
     with run.console.progress(stage.name, stage.num_steps, step) as progress:
         while step < stage.num_steps:
             stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
             first = step - step % stage.segment
-            host = stage.host(inputs, first)
+            host = stage.host(inputs, first) if ahead is None else ahead
             arguments = (state, inputs, data, host, np.int32(step), np.int32(stop))
             # Rounds of a cohort and rounds of all clients differ in shape.
             shapes = str(jax.tree.map(np.shape, host))
@@ -327,6 +328,8 @@ def _advance(
                 clock += time.perf_counter() - started
             with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
                 state, losses = programs[shapes](*arguments)
+                # The next segment's batches are drawn while the devices work.
+                ahead = stage.host(inputs, stop) if stop < stage.num_steps else None
                 losses = jax.device_get(losses)
             means = _means(stage, losses, first, stop, run.problem)
             before, step = step, stop

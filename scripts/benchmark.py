@@ -6,10 +6,12 @@ WHAT: client-round, generator-step, distill-step, meta-step, scale (ours alone: 
 Needs the extra `bench` (torch), except for `scale`. Ours is the library's own stage, compiled, donated and given to the devices as
 a run does it; a pass is one dispatch of several steps, with the drawing of its batches. The twin is our PyTorch code for the same
 work, a loop over clients: eager in both memory formats, on a GPU also with bf16 autocast and torch.compile; the fastest counts.
+Rows in bf16 are for a GPU: on a CPU they are measured only where --only names them.
 
 Before any clock starts, both sides begin with the same weights, images, batches and noise, and the losses of two passes must agree
 (without dropout, whose draws differ); exit status 1 where they do not. Times are medians, compiling apart (cold, unless
-JAX_COMPILATION_CACHE_DIR holds the programs). `of matmul` is the share of the float32 matrix-multiply rate measured just before.
+JAX_COMPILATION_CACHE_DIR holds the programs). `of matmul` is the share of the matrix-multiply rate measured just before, in the
+precision of the row.
 Peak memory is that of a pass in a process of its own for each side: all of the process on a CPU, the device's on a GPU.
 """
 
@@ -89,7 +91,7 @@ def measure(row: Row, repeats: int) -> Result:
         task = ours.task()
         twins = [Twin(task, variant) for variant in choices]
         alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), 1)
-    rate = matmul_rate()
+    rate = matmul_rate(row.config.precision)
     seconds = alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), repeats)
     result = Result(row, seconds.pop("ours"), seconds, flops, rate, ours.compile_seconds, error, 0, 0)
     del ours, twins
@@ -120,14 +122,18 @@ def measure_scale(rows: tuple[Row, ...], repeats: int) -> list[Result]:
     return [with_peaks(result) for result in results]
 
 
-def run(rows: tuple[Row, ...], repeats: int) -> list[Result]:
-    """Measure and print row after row."""
+def run(rows: tuple[Row, ...], repeats: int, named: bool = False) -> list[Result]:
+    """Measure and print row after row; named: whether a row that is for a GPU was asked for by its name."""
+    import jax
+
     from mosaic_jax.config import MappingConfig
     from mosaic_jax.io.run_directory import hardware
     from mosaic_jax.mapping import create_cpu_devices
 
     # Before anything starts JAX, which would leave clients on one device.
     create_cpu_devices(MappingConfig(), max(row.clients for row in rows))
+    if jax.default_backend() == "cpu" and not named:
+        rows = tuple(row for row in rows if not row.accelerator)
 
     against = [row for row in rows if row.what != "scale"]
     version = ""
@@ -170,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mosaic-jax-bench-") as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # for the processes that measure memory
         try:
-            results = run(rows, options.repeats)
+            results = run(rows, options.repeats, options.only is not None)
         except Mismatch as mismatch:
             print(f"benchmark.py: {mismatch}", file=sys.stderr)
             return 1

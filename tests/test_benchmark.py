@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,11 +72,24 @@ def test_without_torch_one_line_says_how_to_install_it(monkeypatch: pytest.Monke
 def test_rows_have_valid_settings_and_the_images_of_their_titles() -> None:
     images = {row.name: row.images // row.steps for row in ROWS}
     assert images == {
-        "resnet18-64": 640, "resnet18-16": 640, "cnn-100": 1600, "dcgan": 640, "distill": 320, "meta": 128,
+        "resnet18-64": 640, "resnet18-64-bf16-10": 640, "resnet18-64-bf16-100": 6400, "resnet18-16": 640,
+        "cnn-100": 1600, "dcgan": 640, "distill": 320, "meta": 128,
         "scale-10": 160, "scale-100": 1600, "scale-1000": 16000, "scale-10000": 1600,
     }  # fmt: skip
-    assert [row.name for row in chosen("client-round", None)] == ["resnet18-64", "resnet18-16", "cnn-100"]
+    for_any = [row.name for row in chosen("client-round", None) if not row.accelerator]
+    assert for_any == ["resnet18-64", "resnet18-16", "cnn-100"]
     assert chosen("all", None) == ROWS
+
+
+def test_rows_for_a_gpu_are_measured_on_a_cpu_only_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    some = result([2.0], {"eager": [4.0]})
+    monkeypatch.setattr(benchmark, "measure", lambda row, repeats: measured.append(row.name) or some._replace(row=row))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="none", get_num_threads=lambda: 1))
+    assert len(benchmark.run(chosen("client-round", None), 1)) == 3
+    assert not any("bf16" in name for name in measured)
+    benchmark.run(chosen("client-round", "resnet18-64-bf16-10"), 1, named=True)
+    assert measured[3:] == ["resnet18-64-bf16-10"]
 
 
 def test_contestants_take_turns_and_each_gets_its_own_seconds() -> None:

@@ -86,7 +86,6 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
         channels, dtype = images.shape[-1], images.dtype
-        images = images.astype(jnp.float32)
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -101,7 +100,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + move * jax.lax.stop_gradient(mean)
                 unbiased = jax.lax.stop_gradient(var) * (size / max(size - 1, 1))
                 running_var.value = keep * running_var.value + move * unbiased
-            return outputs.astype(dtype)
+            return outputs
+        images = images.astype(jnp.float32)
         if record is not None:
             mean = jnp.mean(images, axis=(0, 1, 2))
             var = jnp.mean(jnp.square(images - mean), axis=(0, 1, 2))

@@ -6,7 +6,7 @@ the three bilinear maps of a convolution (forward, gradient to the images, gradi
 convolutions or matrix products, and on a CPU `vmap` over weights visits the clients one at a time. The maps are each other's
 derivatives, because all are partial derivatives of the trilinear form <cotangent, convolution(images, kernel)>, so any order of
 reverse-mode derivative stays in this form. On a CPU with a C++ compiler the maps are our own kernels (ops/native), which are faster
-still.
+still; on a GPU one client's maps are XLA's and those over stacked weights our own kernels (ops/stacked).
 """
 
 import functools
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from mosaic_jax.ops import canonical, native
-from mosaic_jax.ops.lowering import chosen_lowering, is_native, is_shared
+from mosaic_jax.ops import canonical, native, plain, stacked
+from mosaic_jax.ops.lowering import is_shared, lowering_of
 
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -35,8 +35,6 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     height, width = images.shape[1:3]
     if min(height, width) + 2 * padding < size:
         raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
-    if chosen_lowering() == "grouped":
-        return _plain_forward(images, kernel, stride, padding)
     return _maps_of(canonical.Geometry(size, stride, padding, height, width), images.dtype).forward(images, kernel)
 
 
@@ -53,8 +51,6 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
     if min(height, width) < 1:
         raise ValueError(f"conv2d_transpose: padding {padding} leaves nothing of a kernel of {size} on images {images.shape}")
     backward_kernel = kernel.swapaxes(2, 3)
-    if chosen_lowering() == "grouped":
-        return _plain_images(images, backward_kernel, stride, padding)
     return _maps_of(canonical.Geometry(size, stride, padding, height, width), images.dtype).to_images(images, backward_kernel)
 
 
@@ -64,20 +60,6 @@ def _square(images: jax.Array, kernel: jax.Array) -> int:
     if images.dtype != kernel.dtype:
         raise ValueError(f"convolution needs images and a kernel of one dtype, not {images.dtype} and {kernel.dtype}")
     return kernel.shape[0]
-
-
-def _plain_forward(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=canonical.DIMENSIONS
-    )
-
-
-def _plain_images(outputs: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    edge = kernel.shape[0] - 1 - padding
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    return lax.conv_general_dilated(
-        outputs, flipped, (1, 1), [(edge, edge)] * 2, lhs_dilation=(stride, stride), dimension_numbers=canonical.DIMENSIONS
-    )
 
 
 class _Maps(NamedTuple):
@@ -91,20 +73,37 @@ class _Maps(NamedTuple):
 _OVERLAPPING = (canonical.forward, canonical.to_images, canonical.to_kernel)
 _PATCHES = (canonical.patches_forward, canonical.patches_to_images, canonical.patches_to_kernel)
 _NATIVE = (native.forward, native.to_images, native.to_kernel)
+_PLAIN = (plain.forward, plain.to_images, plain.to_kernel)
+_STACKED = (stacked.forward, stacked.to_images, stacked.to_kernel)
 
 
 def _maps_of(geometry: canonical.Geometry, dtype: jnp.dtype) -> _Maps:
-    if is_native(dtype) and not geometry.is_patches:
-        return _maps(_NATIVE, geometry, is_shared())
-    return _maps(_PATCHES if geometry.is_patches else _OVERLAPPING, geometry)
+    how = lowering_of(dtype)
+    if how == "grouped":  # XLA's derivatives and batching of XLA's convolution
+        return _Maps(*_set_to(_PLAIN, geometry))
+    if how == "stacked":
+        return _Maps(*_set_to(_PATCHES, geometry)) if geometry.is_patches else _maps(_PLAIN, _STACKED, geometry)
+    if how == "native" and not geometry.is_patches:
+        return _maps(_NATIVE, None, geometry, is_shared())
+    return _maps(_PATCHES if geometry.is_patches else _OVERLAPPING, None, geometry)
+
+
+def _set_to(functions: tuple[Callable[..., jax.Array], ...], *settings: canonical.Geometry | bool) -> list[_Map]:
+    return [functools.partial(function, *settings) for function in functions]
 
 
 @functools.cache
-def _maps(functions: tuple[Callable[..., jax.Array], ...], *settings: canonical.Geometry | bool) -> _Maps:
-    forward, to_images, to_kernel = (functools.partial(function, *settings) for function in functions)
-    f = jax.custom_vjp(_over_clients(forward, foldable=True))
-    gx = jax.custom_vjp(_over_clients(to_images, foldable=True))
-    gk = jax.custom_vjp(_over_clients(to_kernel, foldable=False))
+def _maps(
+    functions: tuple[Callable[..., jax.Array], ...],
+    over_clients: tuple[Callable[..., jax.Array], ...] | None,
+    *settings: canonical.Geometry | bool,
+) -> _Maps:
+    """Maps of one client, with what their vmap over weights becomes: functions of stacked arrays, or None for one after another."""
+    forward, to_images, to_kernel = _set_to(functions, *settings)
+    stacks = _set_to(over_clients, *settings) if over_clients else (None, None, None)
+    f = jax.custom_vjp(_over_clients(forward, stacks[0], foldable=True))
+    gx = jax.custom_vjp(_over_clients(to_images, stacks[1], foldable=True))
+    gk = jax.custom_vjp(_over_clients(to_kernel, stacks[2], foldable=False))
     # A forward rule calls the map itself, not its body, so that the derivative of a derivative finds these rules again.
     f.defvjp(lambda x, k: (f(x, k), (x, k)), lambda saved, g: (gx(g, saved[1]), gk(saved[0], g)))
     gx.defvjp(lambda g, k: (gx(g, k), (g, k)), lambda saved, x: (f(x, saved[1]), gk(x, saved[0])))
@@ -112,8 +111,11 @@ def _maps(functions: tuple[Callable[..., jax.Array], ...], *settings: canonical.
     return _Maps(f, gx, gk)
 
 
-def _over_clients(function: _Map, foldable: bool) -> _Map:
-    """`function` whose vmap visits clients one at a time; images alone (foldable) become a larger batch."""
+def _over_clients(function: _Map, stack: _Map | None, foldable: bool) -> _Map:
+    """`function` whose vmap over weights is `stack`, or visits clients one at a time where that is None.
+
+    Images alone (foldable) become a larger batch.
+    """
     mapped = custom_vmap(function)
 
     @mapped.def_vmap
@@ -121,11 +123,30 @@ def _over_clients(function: _Map, foldable: bool) -> _Map:
         if foldable and not in_batched[1]:
             out = mapped(left.reshape(-1, *left.shape[2:]), right)
             return out.reshape(axis_size, -1, *out.shape[1:]), True
+        if stack is not None:
+            pairs = zip((left, right), in_batched, strict=True)
+            return _over_stacks(stack)(*(x if own else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, own in pairs)), True
         # Calling `mapped` again keeps this rule for a vmap around this one.
         if all(in_batched):
             return lax.map(lambda pair: mapped(*pair), (left, right)), True
         if in_batched[0]:
             return lax.map(lambda one: mapped(one, right), left), True
         return lax.map(lambda one: mapped(left, one), right), True
+
+    return mapped
+
+
+def _over_stacks(stack: _Map) -> _Map:
+    """`stack`, a function of stacked clients, whose vmap makes one stack of several."""
+    mapped = custom_vmap(stack)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, in_batched: list[bool], left: jax.Array, right: jax.Array) -> tuple[jax.Array, bool]:
+        left, right = (
+            (x if own else jnp.broadcast_to(x, (axis_size, *x.shape))).reshape(-1, *x.shape[1 + own :])
+            for x, own in zip((left, right), in_batched, strict=True)
+        )
+        out = mapped(left, right)
+        return out.reshape(axis_size, -1, *out.shape[1:]), True
 
     return mapped

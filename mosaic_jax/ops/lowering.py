@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.ops import native
+from mosaic_jax.ops import native, stacked
 
-LOWERINGS = ("auto", "grouped", "map", "native")
+LOWERINGS = ("auto", "grouped", "map", "native", "stacked")
 _lowering = "auto"
 _shared = True
 
@@ -18,8 +18,9 @@ def set_lowering(name: str) -> None:
     """Choose how operations are lowered from now on (config field `mapping.convolution`); compiled functions keep theirs.
 
     grouped: plain `lax.conv_general_dilated`, whose vmap over kernels is a grouped convolution. map: the forms of ops/canonical,
-    one client after another. native: the C++ of ops/native for float32 on a CPU, map for the rest. auto: on a CPU native where it
-    is registered and map where not, grouped elsewhere, decided when a function is traced.
+    one client after another. native: the C++ of ops/native for float32 on a CPU, map for the rest. stacked: XLA's for one client,
+    the GPU kernels of ops/stacked over stacked weights (on a CPU interpreted: for tests). auto: on a CPU native where it is
+    registered and map where not, on a GPU stacked where its kernels can run, grouped elsewhere, decided when a function is traced.
     Raises ConfigError for another name.
     """
     global _lowering
@@ -40,17 +41,20 @@ def lowering(name: str) -> Iterator[None]:
 
 
 def chosen_lowering() -> str:
-    """grouped, map or native: what operations that are traced now become."""
+    """grouped, map, native or stacked: what operations that are traced now become."""
     if _lowering != "auto":
         return _lowering
     if jax.default_backend() != "cpu":
-        return "grouped"
+        return "stacked" if stacked.is_available() else "grouped"
     return "native" if native.is_registered() else "map"
 
 
-def is_native(dtype: jnp.dtype) -> bool:
-    """Whether operations on arrays of a dtype that are traced now are those of ops/native."""
-    return dtype == jnp.float32 and chosen_lowering() == "native"
+def lowering_of(dtype: jnp.dtype) -> str:
+    """`chosen_lowering` for arrays of a dtype: one that has kernels for it."""
+    how = chosen_lowering()
+    if how == "native" and dtype != jnp.float32:
+        return "map"
+    return "grouped" if how == "stacked" and dtype.itemsize > 4 else how
 
 
 @contextlib.contextmanager

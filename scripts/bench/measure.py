@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MATMUL_SIZE = 2048
-
 
 def alternate(
     contestants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
@@ -27,25 +25,27 @@ def alternate(
     return seconds
 
 
-def matmul_rate(tries: int = 5) -> float:
-    """Float32 operations per second of this machine's best matrix product, by JAX or by torch where it is installed.
+def matmul_rate(precision: str = "float32", tries: int = 5) -> float:
+    """Operations per second of this machine's best matrix product, by JAX or by torch where it is installed.
 
-    On a GPU both round the factors to TF32, as their convolutions do.
+    precision: float32 or bf16, as of a run; on a GPU float32 factors are rounded to TF32 by both, as in their convolutions.
     """
     import jax
     import jax.numpy as jnp
 
+    # Random factors: on zeros and ones a GPU draws less power and clocks higher.
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    ours = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16 if precision == "bf16" else jnp.float32)
     product = jax.jit(lambda a: a @ a)
-    ours = jnp.ones((MATMUL_SIZE, MATMUL_SIZE))
     contestants: dict[str, Callable[[], Any]] = {"jax": lambda: product(ours).block_until_ready()}
     if has_torch():
         import torch
 
         cuda = torch.cuda.is_available()
-        theirs = torch.ones(MATMUL_SIZE, MATMUL_SIZE, device="cuda" if cuda else "cpu")
+        theirs = torch.randn(size, size, device="cuda" if cuda else "cpu", dtype=torch.bfloat16 if precision == "bf16" else None)
         contestants["torch"] = lambda: (theirs @ theirs, torch.cuda.synchronize() if cuda else None)
     alternate(contestants, 1)
-    return 2.0 * MATMUL_SIZE**3 / min(min(seconds) for seconds in alternate(contestants, tries).values())
+    return 2.0 * size**3 / min(min(seconds) for seconds in alternate(contestants, tries).values())
 
 
 def has_torch() -> bool:

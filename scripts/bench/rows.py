@@ -19,6 +19,7 @@ class Row:
     settings: dotted names and values, the defaults elsewhere; tolerance: of the losses against the twin's, relative;
     first_tolerance: the same of the very first step, where rounding has not met an optimizer yet.
     num_images: of the random training set; num_prototypes: what the meta model trains on.
+    accelerator: whether the work is for a GPU or TPU; on a CPU it is measured only where `--only` names it.
     """
 
     what: str
@@ -30,6 +31,7 @@ class Row:
     first_tolerance: float = 1e-4
     num_images: int = 50_000
     num_prototypes: int = 1_000
+    accelerator: bool = False
 
     @property
     def config(self) -> Config:
@@ -100,8 +102,15 @@ COHORT = dataclasses.replace(
     _cohort, settings=_cohort.settings | {"method": "fedavg", "warmup.clients_per_round": 100}, num_images=160_000
 )
 
+
+def _bf16(clients: int, steps: int) -> Row:
+    row = _round(f"resnet18-64-bf16-{clients}", f"ResNet-18/64 bf16, {clients} clients x 64", "resnet18", 64, clients, 64, steps)
+    return dataclasses.replace(row, settings=row.settings | {"precision": "bf16"}, accelerator=True)
+
 ROWS = (
     _round("resnet18-64", "ResNet-18 width 64, 10 clients x 64", "resnet18", 64, 10, 64, 2),
+    _bf16(10, 10),
+    _bf16(100, 2),
     _round("resnet18-16", "ResNet-18 width 16, 10 clients x 64", "resnet18", 16, 10, 64, 5),
     _round("cnn-100", "small CNN, 100 clients x 16", "cnn", 16, 100, 16, 10),
     Row(
