@@ -5,15 +5,10 @@ Imports no JAX: the command line answers argument errors before JAX is loaded.
 
 import dataclasses
 
-from mosaic_jax.settings import ConfigError, checked, setting, settings, show
-from mosaic_jax.sources import SOURCES, unknown_source
-
-# Methods that are federated rounds and nothing else: those in which every client has the whole network, and those that give a
-# narrower client some channels of it.
-WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
-WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
-FEDERATED = WHOLE + WIDTHS
-NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+from mosaic_jax.config_checks import check_together
+from mosaic_jax.names import FEDERATED, NETWORKS
+from mosaic_jax.settings import ConfigError, checked, setting, settings
+from mosaic_jax.sources import SOURCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +247,8 @@ class MappingConfig:
     expert_chunk: int = setting(0, "class experts run together; 0 is as many as fit into memory (on a CPU 1)", low=0)
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
     convolution: str = setting(
-        "auto", "of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler, on a GPU stacked, or grouped",
+        "auto", "of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler; on a GPU stacked, "
+        "or grouped where its kernels cannot run",
         choices=("auto", "grouped", "map", "native", "stacked"),
     )
 
@@ -312,7 +308,10 @@ class Config:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        validate(self)
+        for each in settings(self):
+            section, _, leaf = each.name.rpartition(".")
+            object.__setattr__(getattr(self, section) if section else self, leaf, checked(each))
+        check_together(self)
 
     @property
     def federated(self) -> str:
@@ -332,9 +331,15 @@ class Config:
         return self.clients.rates or tuple(0.5 ** min(4, rho * (client + 1) // num) for client in range(num))
 
     @property
+    def expert_space(self) -> str:
+        """`experts`, auto resolved."""
+        whole = len(set(self.client_models)) == 1 and min(self.client_rates) == 1
+        return {"auto": "parameters" if whole else "logits"}.get(self.experts, self.experts)
+
+    @property
     def experts_share_features(self) -> bool:
         """Whether the heads of all experts read the features of one network."""
-        return len(set(self.client_models)) == 1 and (self.experts == "parameters" or min(self.client_rates) == 1)
+        return len(set(self.client_models)) == 1 and (self.expert_space == "parameters" or min(self.client_rates) == 1)
 
     @property
     def meta_source(self) -> str:
@@ -355,45 +360,3 @@ def _network(text: str) -> ModelConfig:
     if name not in NETWORKS or not width.isdecimal() or int(width) < 1:
         raise ConfigError(f"clients.models={text}: must be NAME:WIDTH as in cnn:16, NAME one of {', '.join(NETWORKS)}")
     return ModelConfig(name, int(width))
-
-
-def _validate_clients(config: Config) -> None:
-    """Raises ConfigError for clients that differ in a way that the method, or their number, has no place for."""
-    clients, num = config.clients, config.partition.num_clients
-    rates, models = show(clients.rates), show(clients.models)
-    if clients.rates and clients.rho:
-        raise ConfigError(f"clients.rho={clients.rho}: clients.rates gives rates already; use one of the two")
-    if clients.rates and len(clients.rates) != num:
-        raise ConfigError(f"clients.rates={rates}: {len(clients.rates)} rates for partition.num_clients={num}; give one for each")
-    if len(clients.models) > num:
-        raise ConfigError(f"clients.models={models}: more networks than partition.num_clients={num}; give at most one for each")
-    several = len(set(config.client_models)) > 1
-    if min(config.client_rates) < 1 and config.federated not in WIDTHS:
-        field = "method" if config.method in FEDERATED else "warmup.method"
-        given = f"clients.rho={clients.rho}" if clients.rho else f"clients.rates={rates}"
-        raise ConfigError(
-            f"{given}: {field}={config.federated} gives every client the whole network; set {field} to one of {', '.join(WIDTHS)}"
-        )
-    if several and config.experts == "parameters":
-        raise ConfigError(f"experts=parameters: clients.models={models} have no parameters in common; use experts=logits")
-    if config.meta.source == "prototypes" and not config.experts_share_features:
-        raise ConfigError("meta.source=prototypes: these clients' experts read no features in common; use meta.source=generated")
-
-
-def validate(config: Config) -> None:
-    """Raises ConfigError, one line with the field, the value and what is valid, if any setting of `config` is not valid."""
-    for each in settings(config):
-        section, _, leaf = each.name.rpartition(".")
-        object.__setattr__(getattr(config, section) if section else config, leaf, checked(each))
-    if complaint := unknown_source(config.data.source):
-        raise ConfigError(f"data.source={config.data.source}: {complaint}")
-    if 0.0 in config.data.std and any(config.data.std):
-        raise ConfigError(f"data.std={show(config.data.std)}: must be above 0 in all channels, or 0,0,0 for the data set's own")
-    if config.partition.kind == "table" and not config.partition.table:
-        raise ConfigError("partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv")
-    cohort, num_clients = config.warmup.clients_per_round, config.partition.num_clients
-    if cohort > num_clients:
-        raise ConfigError(
-            f"warmup.clients_per_round={cohort}: must be at most partition.num_clients={num_clients}; use 0 for all of them"
-        )
-    _validate_clients(config)

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mosaic_jax.config import FEDERATED, Config, ConfigError
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import flatten, resolve_seeds, with_values
+from mosaic_jax.names import FEDERATED
 
 # What a fair table of Mosaic needs beside it: its federated method with the same extra rounds, the low-rate rounds alone, a teacher
 # that is the uniform ensemble of the clients, and experts without the meta model.
@@ -109,7 +110,7 @@ def stage_keys(config: Config) -> dict[str, str]:
 
     The seed is among them. Empty for a method that READ_FROM does not know: its stages are nobody else's.
     """
-    values, keys = flatten(config) | {"meta.source": config.meta_source}, {}
+    values, keys = flatten(config) | {"experts": config.expert_space, "meta.source": config.meta_source}, {}
     counted = {name: value for name, value in values.items() if not _of(name, LATER)}
     for stage, names in READ_FROM.get(config.method, {}).items():
         names = (*names, config.federated)  # and the section of the federated method, where it has one

@@ -229,6 +229,7 @@ def test_a_setting_changes_the_keys_of_the_stages_from_the_first_that_reads_it()
     assert unchanged("mosaic", {"experts": "logits"}) == ["warmup", "auxiliary", "generators"]
     assert unchanged("mosaic", {"meta.source": "prototypes"}) == [*before_distilling, "distill", "finetune"]
     assert unchanged("mosaic", {"meta.source": "generated"}) == []  # clients then send no prototypes
+    assert unchanged("mosaic", {"experts": "parameters"}) == [*before_distilling, "distill", "finetune"]  # what auto is here
     assert unchanged("mosaic", {"generator.sampling_batch_norm": "eval"}) == ["warmup"]
     assert unchanged("mosaic", {"prototypes.num_rounds": 2}) == []
     assert unchanged("fedavg", {"finetune.client_learning_rate": 1.0, "distill.ema": 0.5}) == ["warmup"]

@@ -322,7 +322,8 @@ def of_the_host(stage: Stage) -> Stage:
     [
         ("generators", of_a_device, "Out of memory", "lower generator.batch_size", None),
         ("warmup", of_a_device_between_steps, "Out of memory allocating", "lower prototypes.keep_per_class or warmup.batch", 1),
-        ("warmup", of_the_host, "Unable to allocate", "lower prototypes.keep_per_class or warmup.batch", 2),
+        # Drawn while the round before works, which is lost with it.
+        ("warmup", of_the_host, "Unable to allocate", "lower prototypes.keep_per_class or warmup.batch", 1),
         ("distill", of_a_device_between_steps, "Out of memory allocating", "set memory.experts=recomputed (a run goes on", None),
     ],
 )

@@ -72,7 +72,7 @@ def choice(problem: Problem) -> tuple[str, ...]:
     lines = [f"clients are mapped {mapped(clients)}: {clients.reason}"]
     if problem.config.method == "mosaic":
         together = "one at a time" if experts.chunk == 1 else f"{experts.chunk} at a time"
-        if problem.experts == "logits":
+        if problem.config.expert_space == "logits":
             lines.append(f"experts are mixed out of the logits of the clients' models, which run {together}: experts=logits")
         else:
             held = "stored" if experts.stored else "recomputed from the clients' models as they run"
@@ -125,7 +125,7 @@ def remedies(problem: Problem, stage: str) -> str:
         "mapping.num_devices=1": on_cpu and len(clients.devices) > 1,
     }
     for_experts = {
-        "memory.experts=recomputed": mosaic and problem.experts == "parameters" and experts.stored,
+        "memory.experts=recomputed": mosaic and problem.config.expert_space == "parameters" and experts.stored,
         "mapping.expert_chunk=1": mosaic and experts.chunk > 1,
     }
     prototypes = {

@@ -105,7 +105,7 @@ def expert_bytes(problem: Problem) -> int:
         _of_forward(each.model, problem.num_classes, config.precision, config.data.image_size, distill_images(config))
         for each in problem.architectures
     )
-    made = problem.experts == "parameters" and not problem.expert_plan.stored
+    made = problem.config.expert_space == "parameters" and not problem.expert_plan.stored
     return forward + (num_bytes(jax.eval_shape(problem.classifier.init, jax.random.key(0))) if made else 0)
 
 

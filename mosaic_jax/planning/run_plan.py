@@ -104,7 +104,7 @@ def _networks(problem: Problem, stages: list[str]) -> tuple[Network, ...]:
 
 def _experts(problem: Problem) -> tuple[int, str]:
     """How many models are held for the experts beside the clients' own, and what they are."""
-    if problem.experts == "logits":
+    if problem.config.expert_space == "logits":
         return problem.num_clients, "client models, mixed for each class"
     if problem.expert_plan.stored:
         return problem.num_classes, "class experts"

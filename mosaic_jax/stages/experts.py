@@ -42,7 +42,7 @@ class ExpertsInputs(NamedTuple):
 
 def predict_experts(problem: Problem, experts: Experts, images: jax.Array) -> jax.Array:
     """Logits of every class expert on images: f32[B, 32, 32, 3] -> f32[B, E, K], in either mode of `experts`."""
-    if problem.experts == "logits":
+    if problem.config.expert_space == "logits":
         return mix_client_logits(predict_clients(problem, experts.models, images), experts.label_counts)
     plan, group = Plan(problem.expert_plan.chunk), problem.expert_plan.images
     return expert_logits(problem.architectures[0].classifier, *_averaged(experts), images, plan=plan, group=group)
@@ -76,7 +76,7 @@ def experts_stage(problem: Problem) -> Stage:
     """K class experts out of C client models and the label counts; the server sees models and counts only."""
     took_part = np.isin(np.arange(problem.num_clients), problem.participants)
     counts = jnp.asarray(np.where(took_part[:, None], problem.label_counts, 0), jnp.float32)
-    averaged = problem.experts == "parameters"
+    averaged = problem.config.expert_space == "parameters"
 
     def inputs_of(outputs: Outputs) -> ExpertsInputs:
         warmup = outputs["warmup"]

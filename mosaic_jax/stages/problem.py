@@ -69,13 +69,6 @@ class Problem(NamedTuple):
         return found[0] if found else None
 
     @property
-    def experts(self) -> str:
-        """`experts`, auto resolved."""
-        whole = len(self.architectures) == 1 and min(self.config.client_rates) == 1
-        experts = self.config.experts
-        return experts if experts != "auto" else "parameters" if whole else "logits"
-
-    @property
     def feature_size(self) -> int:
         """D of the prototypes: the features of the first architecture, whole."""
         return self.architectures[0].classifier.feature_size

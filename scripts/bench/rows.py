@@ -105,7 +105,8 @@ COHORT = dataclasses.replace(
 
 def _bf16(clients: int, steps: int) -> Row:
     row = _round(f"resnet18-64-bf16-{clients}", f"ResNet-18/64 bf16, {clients} clients x 64", "resnet18", 64, clients, 64, steps)
-    return dataclasses.replace(row, settings=row.settings | {"precision": "bf16"}, accelerator=True)
+    # The twin's own bf16 and float32 come 2e-2 apart in five steps of width 16, ours and its 6e-2 in ten of width 64.
+    return dataclasses.replace(row, settings=row.settings | {"precision": "bf16"}, accelerator=True, tolerance=0.15)
 
 ROWS = (
     _round("resnet18-64", "ResNet-18 width 64, 10 clients x 64", "resnet18", 64, 10, 64, 2),
