@@ -1,10 +1,10 @@
 """Mosaic on CIFAR-10 at the size of the public protocol; needs an accelerator.
 
-Command:  mosaic-jax train --config configs/cifar10.py --data-dir DIR
+Command:  mosaic-jax train --config configs/cifar10.py --data-dir DIR --set precision=bf16
           other heterogeneity: --set partition.alpha=0.01 distill.num_steps=1500 meta.num_steps=150, or partition.alpha=1
           the public code's behaviour: --preset reference
-Time:     not measured yet
-Hardware: not measured yet
+Time:     about 4 minutes, from the rates of a few rounds and steps of each stage; not run whole yet
+Hardware: one NVIDIA H200, jax 0.11.2
 Result:   not measured yet
 """
 
