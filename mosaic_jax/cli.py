@@ -4,6 +4,7 @@ JAX and everything that needs it are imported inside the commands, so that help 
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,14 @@ from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
+
+# Failures of a file system, with what helps.
+UNWRITABLE = {
+    errno.EACCES: "make it writable or work on a copy",
+    errno.EROFS: "work on a copy elsewhere",
+    errno.ENOSPC: "make room and give the same command again",
+    errno.EDQUOT: "make room and give the same command again",
+}
 
 STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
 
@@ -227,7 +236,7 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 2 a bad argument or setting, 4 out of memory; training adds 3, 130
+    """Runs one command and returns its exit status: 0 done, 2 a bad argument, setting or place, 4 out of memory; training adds 3, 130
     and 143."""
     try:
         arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
@@ -243,3 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (`| head`) has gone: nothing is left to say, not even at interpreter exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; {UNWRITABLE[error.errno]}", file=sys.stderr)
+        return 2

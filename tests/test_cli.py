@@ -1,6 +1,8 @@
 """The command line answers fast, in one line, with status 2, and hands the commands what was asked."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import types
@@ -195,3 +197,19 @@ def test_the_result_table_shows_models_in_order_costs_and_classes_when_verbose(c
     assert "dog" not in plain
     Console(verbose=True).result_table(results)
     assert "dog" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.EACCES, "make it writable or work on a copy"), (errno.ENOSPC, "make room")])
+def test_a_run_directory_that_cannot_be_written_is_one_line(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(run_dir: Path) -> Path:
+        raise OSError(number, os.strerror(number), str(run_dir / "report.html"))
+
+    (tmp_path / "comparison.json").write_text("{}")
+    monkeypatch.setattr("mosaic_jax.io.comparison_directory.write_index", refused)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path / 'report.html'}: {os.strerror(number)}; {error.partition('; ')[2]}"
+    assert remedy in error
+    assert error.count("\n") == 1
