@@ -236,8 +236,8 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 2 a bad argument, setting or place, 4 out of memory; training adds 3, 130
-    and 143."""
+    """Runs one command and returns its exit status: 0 done, 2 a bad argument, setting or place, 4 out of memory; training adds 3,
+    130 and 143."""
     try:
         arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
         return arguments.run(arguments)
