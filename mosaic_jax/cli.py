@@ -4,7 +4,6 @@ JAX and everything that needs it are imported inside the commands, so that help 
 """
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from mosaic_jax import __version__
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import describe, one_line, resolve, resolve_seeds
 from mosaic_jax.parser import (
+    REMEDIES,
     Parser,
     add_comparison,
     add_settings,
@@ -28,14 +28,6 @@ from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
-
-# Failures of a file system, with what helps.
-UNWRITABLE = {
-    errno.EACCES: "make it writable or work on a copy",
-    errno.EROFS: "work on a copy elsewhere",
-    errno.ENOSPC: "make room and give the same command again",
-    errno.EDQUOT: "make room and give the same command again",
-}
 
 STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
 
@@ -236,8 +228,7 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 2 a bad argument, setting or place, 4 out of memory; training adds 3,
-    130 and 143."""
+    """Runs one command -> its exit status: 0 done, 2 a bad argument, setting or place, 4 out of memory; training: 3, 130, 143."""
     try:
         arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
         return arguments.run(arguments)
@@ -253,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in UNWRITABLE or error.filename is None:
+        if error.filename is None or error.errno not in REMEDIES:
             raise
-        print(f"error: {error.filename}: {error.strerror}; {UNWRITABLE[error.errno]}", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}; {REMEDIES[error.errno]}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """An argument parser that answers in one line, and checks of what it cannot see in an argument by itself."""
 
 import argparse
+import errno
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,14 @@ from typing import Any, NoReturn
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import did_you_mean, load_json, one_line
 from mosaic_jax.presets import PRESETS
+
+# What helps where the file system refuses to write.
+REMEDIES = {
+    errno.EACCES: "make it writable or work on a copy",
+    errno.EROFS: "work on a copy elsewhere",
+    errno.ENOSPC: "make room and give the same command again",
+    errno.EDQUOT: "make room and give the same command again",
+}
 
 
 class Parser(argparse.ArgumentParser):

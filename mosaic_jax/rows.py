@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.config import FEDERATED, Config, ConfigError
 from mosaic_jax.config_io import flatten, resolve_seeds, with_values
-from mosaic_jax.names import FEDERATED
 
 # What a fair table of Mosaic needs beside it: its federated method with the same extra rounds, the low-rate rounds alone, a teacher
 # that is the uniform ensemble of the clients, and experts without the meta model.

@@ -11,9 +11,10 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # A room imports from rooms of lower rank, and from itself where it is a folder.
 RANKS = {
-    "__init__": 0, "sources": 0, "settings": 0, "types": 1, "config": 1, "presets": 1, "config_io": 2, "parser": 3, "rows": 3,
-    "rng": 2, "trees": 2, "processes": 2, "ops": 3, "losses": 4, "models": 4, "data": 4, "mapping": 4, "steps": 5, "stages": 6,
-    "methods": 7, "io": 8, "results": 9, "planning": 9, "runner": 10, "seeds": 11, "comparison": 11, "cli": 12, "__main__": 13,
+    "__init__": 0, "sources": 0, "settings": 0, "sections": 1, "types": 2, "config": 2, "presets": 2, "config_io": 3, "parser": 4,
+    "rows": 4, "rng": 3, "trees": 3, "processes": 3, "ops": 4, "losses": 5, "models": 5, "data": 5, "mapping": 5, "steps": 6,
+    "stages": 7, "methods": 8, "io": 9, "results": 10, "planning": 10, "runner": 11, "seeds": 12, "comparison": 12, "cli": 13,
+    "__main__": 14,
 }  # fmt: skip
 NEVER_IN_IO = ("runner", "planning", "cli", "methods", "stages")
 
@@ -131,5 +132,5 @@ def test_only_the_mapper_vmaps_over_clients() -> None:
 def test_a_file_opens_with_what_it_is_and_stays_readable(path: Path) -> None:
     text = (PACKAGE / path).read_text()
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
-    limit = 400 if path.as_posix() in ("config.py", "runner.py") else 250
+    limit = 400 if path.as_posix() in ("sections.py", "runner.py") else 250
     assert len(text.splitlines()) <= limit

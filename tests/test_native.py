@@ -1,5 +1,6 @@
 """The C++ kernels against lax and the loop, on any number of threads, and what happens where they cannot be had."""
 
+import contextlib
 import functools
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,18 @@ from hypothesis import strategies as st
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io import native_library
 from mosaic_jax.mapping import Plan, for_each_client
-from mosaic_jax.ops import canonical, chosen_lowering, conv2d, conv2d_transpose, lowering, native, one_core_each, set_lowering
+from mosaic_jax.ops import (
+    batch_norm_train,
+    canonical,
+    chosen_lowering,
+    conv2d,
+    conv2d_transpose,
+    lowering,
+    native,
+    one_core_each,
+    scale_shift,
+    set_lowering,
+)
 
 # (kernel size, stride, padding, image size, channels in, out): every network's layers small, odd edges, both of Winograd's sides.
 LAYERS = [
@@ -216,3 +228,44 @@ def test_auto_is_native_once_the_kernels_are_there() -> None:
     with lowering("map"):
         native_library.set_lowering("map", lambda text: pytest.fail(text))
         assert chosen_lowering() == "map"
+
+
+def of_batch_norm(relu: bool, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+    """Outputs and all gradients of both normalisations: by the batch's statistics and by given numbers."""
+    (y, mean, var), pullback = jax.vjp(lambda *a: batch_norm_train(*a, 1e-5, relu), x, scale, bias)
+    z, shifted = jax.vjp(lambda *a: scale_shift(*a, relu), x, scale, bias)
+    return y, mean, var, *pullback((jnp.sin(y + 1), mean, jnp.sqrt(var))), z, *shifted(jnp.sin(z + 1))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5, 5, 20), (2, 3, 3, 3), (16, 16, 16, 32), (5, 1, 1, 300)])
+def test_batch_norm_equals_xla_and_is_the_same_on_any_number_of_threads(shape: tuple[int, ...], relu: bool) -> None:
+    x, scale, bias = normal(0, *shape) * 2 + 3, normal(1, shape[-1]), normal(2, shape[-1])
+    found = []
+    for how, alone in (("native", False), ("native", True), ("map", False)):
+        with lowering(how), one_core_each() if alone else contextlib.nullcontext():
+            found.append(jax.jit(lambda *a: of_batch_norm(relu, *a))(x, scale, bias))
+    for shared, alone, xla in zip(*found, strict=True):
+        np.testing.assert_array_equal(shared, alone)
+        np.testing.assert_allclose(shared, xla, rtol=1e-5, atol=2e-6 * float(jnp.abs(xla).max()))
+
+
+def test_batch_norm_of_stacked_clients_and_its_second_derivative_equal_xla() -> None:
+    x, scale, bias = normal(0, 3, 2, 4, 4, 9), normal(1, 3, 9), normal(2, 3, 9)
+
+    def slope(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(jax.grad(lambda x: jnp.sum(jnp.sin(batch_norm_train(x, scale, bias, 1e-5, True)[0])))(x)))
+
+    found = []
+    for how in ("native", "map"):
+        with lowering(how):
+            both = jax.vmap(lambda *one: (of_batch_norm(True, *one), jax.grad(slope)(*one)))
+            found.append(jax.jit(lambda *a, both=both: both(*a))(x, scale, bias))
+    for ours, xla in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(ours, xla, rtol=1e-4, atol=1e-5 * float(jnp.abs(xla).max()))
+
+
+def test_what_is_not_a_number_passes_the_rectifier() -> None:
+    x = normal(0, 2, 3, 3, 8).at[0, 0, 0, 0].set(jnp.nan)
+    assert jnp.isnan(jax.jit(lambda x: scale_shift(x, jnp.ones(8), jnp.zeros(8), True))(x)[0, 0, 0, 0])
+    assert jnp.isnan(jax.jit(lambda x: batch_norm_train(x, jnp.ones(8), jnp.zeros(8), 1e-5, True)[0])(x)[..., 0]).all()

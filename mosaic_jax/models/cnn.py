@@ -27,7 +27,7 @@ class CNN(nn.Module):
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
         hidden = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            hidden = jax.nn.relu(norm(scaled(conv(hidden), self.divisor), train, record))
+            hidden = norm(scaled(conv(hidden), self.divisor), train, record, relu=True)
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
 
     def head(self, features: jax.Array) -> jax.Array:

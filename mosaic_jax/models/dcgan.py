@@ -20,7 +20,7 @@ class DCGANGenerator(nn.Module):
         hidden = noise[:, None, None, :]
         for index, (multiple, stride, padding) in enumerate(((8, 1, 0), (4, 2, 1), (2, 2, 1), (1, 2, 1)), start=1):
             hidden = ConvTranspose(multiple * self.width, 4, stride, padding, name=f"conv{index}")(hidden)
-            hidden = jax.nn.relu(BatchNorm(scale_init=dcgan_scale_init, name=f"bn{index}")(hidden, train))
+            hidden = BatchNorm(scale_init=dcgan_scale_init, name=f"bn{index}")(hidden, train, relu=True)
         kernel, stride, padding = {32: (1, 1, 0), 64: (4, 2, 1)}[self.image_size]
         return jax.nn.tanh(ConvTranspose(3, kernel, stride, padding, name="conv5")(hidden))
 

@@ -76,7 +76,8 @@ class BatchNorm(nn.Module):
     train: y = scale (x - mean) / sqrt(var + 1e-5) + bias with the batch's mean and biased variance, and
     running <- 0.9 running + 0.1 batch, with the UNBIASED batch variance (PyTorch's convention, not Flax's).
     eval: the running statistics instead. `record`, if given, is extended by (mean, biased var, running mean, running var)
-    of this layer's inputs, for the inversion loss. Computed in float32 whatever the images' dtype, which is the outputs'.
+    of this layer's inputs, for the inversion loss. relu: max(y, 0) instead of y. Computed in float32 whatever the images' dtype,
+    which is the outputs'.
     """
 
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
@@ -84,14 +85,16 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
-        channels, dtype = images.shape[-1], images.dtype
+    def __call__(
+        self, images: jax.Array, train: bool, record: list[Statistics] | None = None, relu: bool = False
+    ) -> jax.Array:
+        channels = images.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if train:
-            outputs, mean, var = ops.batch_norm_train(images, scale, bias, self.epsilon)
+            outputs, mean, var = ops.batch_norm_train(images, scale, bias, self.epsilon, relu)
             if record is not None:
                 record.append((mean, var, running_mean.value, running_var.value))
             if not self.is_initializing():
@@ -101,13 +104,13 @@ class BatchNorm(nn.Module):
                 unbiased = jax.lax.stop_gradient(var) * (size / max(size - 1, 1))
                 running_var.value = keep * running_var.value + move * unbiased
             return outputs
-        images = images.astype(jnp.float32)
         if record is not None:
-            mean = jnp.mean(images, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(images - mean), axis=(0, 1, 2))
+            seen = images.astype(jnp.float32)
+            mean = jnp.mean(seen, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(seen - mean), axis=(0, 1, 2))
             record.append((mean, var, running_mean.value, running_var.value))
         factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-        return (images * factor + (bias - running_mean.value * factor)).astype(dtype)
+        return ops.scale_shift(images, factor, bias - running_mean.value * factor, relu)
 
 
 class Linear(nn.Module):

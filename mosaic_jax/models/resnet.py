@@ -39,9 +39,8 @@ class Block(nn.Module):
         hidden = images
         for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
             hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden)
-            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor), train, record)
-            if index < len(layers):
-                hidden = jax.nn.relu(hidden)
+            last = index == len(layers)
+            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor), train, record, relu=not last)
         if self.project:
             images = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images)
             images = BatchNorm(name="shortcut_bn")(scaled(images, self.divisor), train, record)
@@ -76,7 +75,7 @@ class ResNet(nn.Module):
         self.linear = Linear(self.num_classes)
 
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
-        hidden = jax.nn.relu(self.bn1(scaled(self.conv1(images), self.divisor), train, record))
+        hidden = self.bn1(scaled(self.conv1(images), self.divisor), train, record, relu=True)
         for block in self.blocks:
             hidden = block(hidden, train, record)
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)

@@ -1,7 +1,8 @@
-"""The three bilinear maps of a convolution as C++ of our own for CPUs, called by XLA as foreign functions.
+"""The three maps of a convolution and the parts of BatchNorm as C++ of our own for CPUs, called by XLA as foreign functions.
 
 On an AMD EPYC with AVX2, whose core has a peak of 102 GFLOP/s, XLA's kernels run forward at 48 to 84 and need detours for both
 gradients; these run all three at 70 to 88, also inside loops, and 3x3 convolutions of stride 1 in Winograd's form faster still.
+XLA's loops over pixels with a number for each channel, which BatchNorm consists of, run at a third of these ones' speed or less.
 Compiled on the machine that runs them (io/native_library.py); where that cannot be, ops/canonical.py does the same work.
 """
 
@@ -15,7 +16,10 @@ import numpy as np
 from mosaic_jax.ops.canonical import Geometry
 
 SOURCES = Path(__file__).parent
-_TARGETS = ("mosaic_forward", "mosaic_to_images", "mosaic_to_kernel")
+_TARGETS = (
+    "mosaic_forward", "mosaic_to_images", "mosaic_to_kernel", "mosaic_moments", "mosaic_scale_shift", "mosaic_products",
+    "mosaic_combine",
+)  # fmt: skip
 _registered = False
 
 
@@ -57,3 +61,33 @@ def to_kernel(geometry: Geometry, shared: bool, x: jax.Array, g: jax.Array) -> j
 def _call(target: str, geometry: Geometry, shared: bool, left: jax.Array, right: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32))
     return call(left, right, stride=np.int64(geometry.stride), padding=np.int64(geometry.padding), share=shared)
+
+
+def moments(shared: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each channel: f32[..., C] -> f32[C] each."""
+    return _of_pixels("mosaic_moments", (x.shape[-1:],) * 2, x, share=shared)
+
+
+def scale_shift(
+    shared: bool, relu: bool, x: jax.Array, center: jax.Array, factor: jax.Array, offset: jax.Array
+) -> jax.Array:
+    """(x - center) factor + offset, behind it a ReLU if `relu`: f32[..., C], f32[C] each -> f32[..., C]."""
+    return _of_pixels("mosaic_scale_shift", (x.shape,), x, center, factor, offset, relu=relu, share=shared)[0]
+
+
+def products(shared: bool, relu: bool, g: jax.Array, x: jax.Array, y: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """sum g and sum g (x - mean) of each channel, with g only where y > 0 if `relu`: f32[..., C] each, f32[C] -> f32[C] each."""
+    return _of_pixels("mosaic_products", (mean.shape,) * 2, g, x, y, mean, relu=relu, share=shared)
+
+
+def combine(
+    shared: bool, relu: bool, g: jax.Array, x: jax.Array, y: jax.Array, center: jax.Array, factor: jax.Array, slope: jax.Array,
+    offset: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """g factor + (x - center) slope + offset, with g only where y > 0 if `relu`: f32[..., C] each, f32[C] each -> f32[..., C]."""
+    return _of_pixels("mosaic_combine", (x.shape,), g, x, y, center, factor, slope, offset, relu=relu, share=shared)[0]
+
+
+def _of_pixels(target: str, shapes: tuple[tuple[int, ...], ...], *arrays: jax.Array, **settings: bool) -> tuple[jax.Array, ...]:
+    call = jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes], vmap_method="sequential")
+    return tuple(call(*arrays, **settings))

@@ -1,7 +1,9 @@
-// Convolutions for XLA's CPU backend: the three maps of ops/canonical.py as custom calls.
+// Convolutions and batch normalisation for XLA's CPU backend, as custom calls: the three maps of ops/canonical.py, and what
+// ops/normalization.py is made of.
 // All arrays are float32, dense, channels last.
 #include "convolve.h"
 #include "kernel_gradient.h"
+#include "normalize.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -38,6 +40,40 @@ ffi::Error ToKernel(ffi::ThreadPool pool, Array x, Array g, Result k, int64_t st
   return ffi::Error::Success();
 }
 
+mosaic::Pixels pixels_of(const Array& x, const Array& of_channels) {
+  const int64_t channels = of_channels.element_count();
+  return {static_cast<int64_t>(x.element_count()) / channels, channels};
+}
+
+ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var, bool share) {
+  mosaic::moments(pool_if(share, pool), pixels_of(x, *mean), x.typed_data(), mean->typed_data(), var->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error ScaleShift(
+    ffi::ThreadPool pool, Array x, Array center, Array factor, Array offset, Result y, bool relu, bool share) {
+  mosaic::scale_shift(
+      pool_if(share, pool), pixels_of(x, factor), relu, x.typed_data(), center.typed_data(), factor.typed_data(),
+      offset.typed_data(), y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error Products(ffi::ThreadPool pool, Array g, Array x, Array y, Array mean, Result plain, Result centered, bool relu, bool share) {
+  mosaic::products(
+      pool_if(share, pool), pixels_of(x, mean), relu, g.typed_data(), x.typed_data(), y.typed_data(), mean.typed_data(),
+      plain->typed_data(), centered->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error Combine(
+    ffi::ThreadPool pool, Array g, Array x, Array y, Array center, Array factor, Array slope, Array offset, Result to_x, bool relu,
+    bool share) {
+  mosaic::combine(
+      pool_if(share, pool), pixels_of(x, factor), relu, g.typed_data(), x.typed_data(), y.typed_data(), center.typed_data(),
+      factor.typed_data(), slope.typed_data(), offset.typed_data(), to_x->typed_data());
+  return ffi::Error::Success();
+}
+
 auto bind_map() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -54,3 +90,43 @@ auto bind_map() {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind_map());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind_map());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind_map());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mosaic_moments, Moments,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<Array>().Attr<bool>("share"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mosaic_scale_shift, ScaleShift,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Ret<Array>()
+        .Attr<bool>("relu")
+        .Attr<bool>("share"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mosaic_products, Products,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Ret<Array>()
+        .Ret<Array>()
+        .Attr<bool>("relu")
+        .Attr<bool>("share"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mosaic_combine, Combine,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Ret<Array>()
+        .Attr<bool>("relu")
+        .Attr<bool>("share"));
