@@ -50,7 +50,7 @@ __all__ = [
     "PartitionConfig",
     "PrototypesConfig",
     "WarmupConfig",
-]  # fmt: skip
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaic_jax.ops import batch_norm_train, channel_sums, chosen_lowering, conv2d, conv2d_transpose, lowering, stacked
+from mosaic_jax.ops import batch_norm_train, channel_sums, chosen_lowering, conv2d, conv2d_transpose, gpu_kernels, lowering, stacked
 
-pytestmark = pytest.mark.skipif(stacked.triton is None, reason="this JAX has no Pallas for Triton")
+pytestmark = pytest.mark.skipif(gpu_kernels.triton is None, reason="this JAX has no Pallas for Triton")
 
 
 @pytest.fixture(autouse=True)
@@ -89,8 +89,7 @@ def test_the_gradient_to_a_kernel_is_summed_over_parts_of_the_pixels(monkeypatch
 
 
 def test_more_numbers_than_int32_counts_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacked, "MOST_NUMBERS", 2 * 2 * 5 * 5 * 16)  # images of two clients
-    monkeypatch.setattr(channel_sums, "MOST_NUMBERS", 2 * 2 * 5 * 5 * 16)
+    monkeypatch.setattr(gpu_kernels, "MOST_NUMBERS", 2 * 2 * 5 * 5 * 16)  # images of two clients
     images, kernels = normal(0, 3, 2, 5, 5, 16), normal(1, 3, 3, 3, 16, 4)
     compare(jax.vmap(functools.partial(value_and_gradients, functools.partial(conv2d, padding=1))), images, kernels)
     compare(jax.vmap(batch_norm), images, normal(2, 3, 16), normal(3, 3, 16))
@@ -142,5 +141,5 @@ def test_auto_takes_these_kernels_where_they_can_run() -> None:
             device = mock.Mock(compute_capability=capability)
             with mock.patch.object(jax, "local_devices", lambda device=device: [device]):
                 assert chosen_lowering() == expected
-        with mock.patch.object(stacked, "triton", None):
+        with mock.patch.object(gpu_kernels, "triton", None):
             assert chosen_lowering() == "grouped"

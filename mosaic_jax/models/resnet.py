@@ -39,8 +39,7 @@ class Block(nn.Module):
         hidden = images
         for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
             hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden)
-            last = index == len(layers)
-            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor), train, record, relu=not last)
+            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor), train, record, relu=index < len(layers))
         if self.project:
             images = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images)
             images = BatchNorm(name="shortcut_bn")(scaled(images, self.divisor), train, record)

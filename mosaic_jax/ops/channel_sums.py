@@ -1,9 +1,10 @@
 """Sums over the pixels of stacked clients, channel by channel, as GPU kernels: what BatchNorm takes of its inputs.
 
-XLA's own reductions of these shapes run at a fifth to a half of the GPU's memory bandwidth. In Pallas for Triton as ops/stacked is,
-and interpreted on a CPU. x, g: float[C, N, K], of C clients N pixels of K channels; sums are float32.
+XLA's own reductions of these shapes run at a fifth to a half of the GPU's memory bandwidth. x, g:
+float[C, N, K], of C clients N pixels of K channels; sums are float32.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mosaic_jax.ops.stacked import MOST_NUMBERS, call, load, tile, triton
+from mosaic_jax.ops.gpu_kernels import call, in_parts, load, tile, triton
 
 NUMBERS = 4096  # of one tile
 PROGRAMS = 2048  # at least, where there are pixels enough
@@ -26,25 +27,23 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     would lose every digit of a channel whose mean is large beside its deviation.
     """
     shift = x[:, 0].astype(jnp.float32)
-    first, second = _sums(lambda shift, x: (x - shift, (x - shift) * (x - shift)), shift, x)
+    first, second = _in_parts(lambda shift, x: (x - shift, (x - shift) * (x - shift)), shift, x)
     first, second = first / x.shape[1], second / x.shape[1]
     return first + shift, jnp.maximum(second - first * first, 0.0)
 
 
 def products(g: jax.Array, x: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
     """sum g and sum g (x - mean) of each channel, f32[C, K] each; mean: f32[C, K]."""
-    return _sums(lambda mean, g, x: (g, g * (x - mean)), mean, g, x)
+    return _in_parts(lambda mean, g, x: (g, g * (x - mean)), mean, g, x)
+
+
+def _in_parts(terms: _Terms, center: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return in_parts(functools.partial(_sums, terms), 0, center, *arrays)
 
 
 def _sums(terms: _Terms, center: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums over pixels of two terms(center, *arrays) -> f32[C, K] each; center: f32[C, K]."""
     clients, pixels, channels = arrays[0].shape
-    if arrays[0].size > MOST_NUMBERS and clients > 1:
-        halves = [
-            _sums(terms, center[part], *(array[part] for array in arrays))
-            for part in (slice(clients // 2), slice(clients // 2, clients))
-        ]
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
     block = tile(channels)
     tall = NUMBERS // block
     blocks = pl.cdiv(channels, block)

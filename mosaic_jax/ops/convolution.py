@@ -19,6 +19,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from mosaic_jax.ops import canonical, native, plain, stacked
+from mosaic_jax.ops.gpu_kernels import stacked_alike
 from mosaic_jax.ops.lowering import is_shared, lowering_of
 
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
@@ -124,8 +125,7 @@ def _over_clients(function: _Map, stack: _Map | None, foldable: bool) -> _Map:
             out = mapped(left.reshape(-1, *left.shape[2:]), right)
             return out.reshape(axis_size, -1, *out.shape[1:]), True
         if stack is not None:
-            pairs = zip((left, right), in_batched, strict=True)
-            return _over_stacks(stack)(*(x if own else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, own in pairs)), True
+            return _over_stacks(stack)(*stacked_alike(axis_size, in_batched, (left, right))), True
         # Calling `mapped` again keeps this rule for a vmap around this one.
         if all(in_batched):
             return lax.map(lambda pair: mapped(*pair), (left, right)), True
@@ -142,11 +142,7 @@ def _over_stacks(stack: _Map) -> _Map:
 
     @mapped.def_vmap
     def rule(axis_size: int, in_batched: list[bool], left: jax.Array, right: jax.Array) -> tuple[jax.Array, bool]:
-        left, right = (
-            (x if own else jnp.broadcast_to(x, (axis_size, *x.shape))).reshape(-1, *x.shape[1 + own :])
-            for x, own in zip((left, right), in_batched, strict=True)
-        )
-        out = mapped(left, right)
+        out = mapped(*(x.reshape(-1, *x.shape[2:]) for x in stacked_alike(axis_size, in_batched, (left, right))))
         return out.reshape(axis_size, -1, *out.shape[1:]), True
 
     return mapped

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.ops import native, stacked
+from mosaic_jax.ops import gpu_kernels, native
 
 LOWERINGS = ("auto", "grouped", "map", "native", "stacked")
 _lowering = "auto"
@@ -45,7 +45,7 @@ def chosen_lowering() -> str:
     if _lowering != "auto":
         return _lowering
     if jax.default_backend() != "cpu":
-        return "stacked" if stacked.is_available() else "grouped"
+        return "stacked" if gpu_kernels.is_available() else "grouped"
     return "native" if native.is_registered() else "map"
 
 

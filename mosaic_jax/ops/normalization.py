@@ -10,6 +10,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from mosaic_jax.ops import channel_sums, native
+from mosaic_jax.ops.gpu_kernels import stacked_alike
 from mosaic_jax.ops.lowering import is_shared, lowering_of
 
 _Residuals = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
@@ -116,17 +117,13 @@ def _scale_shift(x: jax.Array, center: jax.Array, factor: jax.Array, offset: jax
 def _products(g: jax.Array, x: jax.Array, y: jax.Array | None, mean: jax.Array) -> _Pair:
     """sum g and sum g (x - mean) over B, H, W, of the g that pass the ReLU."""
 
-    def plain(g: jax.Array, x: jax.Array, y: jax.Array, mean: jax.Array) -> _Pair:
-        g, x = _passed(g, y, relu).astype(mean.dtype), x.astype(mean.dtype)
+    def plain(g: jax.Array, x: jax.Array, mean: jax.Array) -> _Pair:
+        g, x = g.astype(mean.dtype), x.astype(mean.dtype)
         return g.sum((0, 1, 2)), (g * (x - mean)).sum((0, 1, 2))
 
-    relu, shown = y is not None, x if y is None else y
     if lowering_of(x.dtype) == "native":
-        return _differentiable(functools.partial(native.products, is_shared(), relu), plain)(g, x, shown, mean)
-    if lowering_of(x.dtype) == "stacked":
-        g, relu = _passed(g, shown, relu), False
-        return _of_stacks(lambda g, x, mean: plain(g, x, x, mean), channel_sums.products, x)(g, x, mean)
-    return plain(g, x, shown, mean)
+        return _native_of_passed(native.products, plain, g, x, y, mean)
+    return _of_stacks(plain, channel_sums.products, x)(_passed(g, y), x, mean)
 
 
 def _combine(
@@ -134,21 +131,28 @@ def _combine(
 ) -> jax.Array:
     """g factor + (x - center) slope + offset like x, of the g that pass the ReLU."""
 
-    def plain(
-        g: jax.Array, x: jax.Array, y: jax.Array, center: jax.Array, factor: jax.Array, slope: jax.Array, offset: jax.Array
-    ) -> jax.Array:
-        g = _passed(g, y, relu).astype(center.dtype)
-        return (g * factor + (x.astype(center.dtype) - center) * slope + offset).astype(x.dtype)
+    def plain(g: jax.Array, x: jax.Array, center: jax.Array, factor: jax.Array, slope: jax.Array, offset: jax.Array) -> jax.Array:
+        return (g.astype(center.dtype) * factor + (x.astype(center.dtype) - center) * slope + offset).astype(x.dtype)
 
-    relu, shown = y is not None, x if y is None else y
     if lowering_of(x.dtype) == "native":
-        function = functools.partial(native.combine, is_shared(), relu)
-        return _differentiable(function, plain)(g, x, shown, center, factor, slope, offset)
-    return plain(g, x, shown, center, factor, slope, offset)
+        return _native_of_passed(native.combine, plain, g, x, y, center, factor, slope, offset)
+    return plain(_passed(g, y), x, center, factor, slope, offset)
 
 
-def _passed(g: jax.Array, y: jax.Array, relu: bool) -> jax.Array:
-    return jnp.where(y > 0, g, jnp.zeros_like(g)) if relu else g
+def _passed(g: jax.Array, y: jax.Array | None) -> jax.Array:
+    return g if y is None else jnp.where(y > 0, g, jnp.zeros_like(g))
+
+
+def _native_of_passed(
+    function: Callable[..., Any], plain: Callable[..., Any], g: jax.Array, x: jax.Array, y: jax.Array | None, *others: jax.Array
+) -> Any:
+    """A function of native, which looks at y itself, for plain(g that pass, x, *others)."""
+    relu = y is not None
+
+    def same(g: jax.Array, x: jax.Array, y: jax.Array, *others: jax.Array) -> Any:
+        return plain(_passed(g, y if relu else None), x, *others)
+
+    return _differentiable(functools.partial(function, is_shared(), relu), same)(g, x, y if relu else x, *others)
 
 
 def _differentiable(function: Callable[..., jax.Array | _Pair], plain: Callable[..., jax.Array | _Pair]) -> Callable[..., Any]:
@@ -166,7 +170,7 @@ def _of_stacks(function: Callable[..., _Pair], over_clients: Callable[..., _Pair
 
     @mapped.def_vmap
     def rule(axis_size: int, in_batched: list[bool], *arrays: jax.Array) -> tuple[_Pair, tuple[bool, bool]]:
-        arrays = (a if own else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, own in zip(arrays, in_batched, strict=True))
+        arrays = stacked_alike(axis_size, in_batched, arrays)
         return over_clients(*(a.reshape(axis_size, -1, a.shape[-1]) if a.ndim > 2 else a for a in arrays)), (True, True)
 
     return mapped

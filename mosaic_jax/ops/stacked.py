@@ -4,12 +4,10 @@ cuDNN's grouped convolution over the weights of ten clients runs at an eighth to
 on as many images, and one client's images do not fill the GPU. Here every client has its own tiles of one launch, in Pallas for
 Triton: a tile of the result is a sum over taps and channels of small matrix products, whose factors are gathered where they lie.
 Letters as in ops/canonical, each with a leading axis of clients: x [C, B, H, W, I], k [C, size, size, I, O], g [C, B, H', W', O].
-Sums are float32. On a CPU the kernels are interpreted, for tests.
+Sums are float32.
 """
 
 import functools
-import math
-import warnings
 from collections.abc import Callable
 
 import jax
@@ -18,28 +16,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mosaic_jax.ops.canonical import Geometry
-from mosaic_jax.types import PyTree
-
-try:  # JAX 0.11 calls this backend deprecated: where it is gone, convolutions are grouped
-    from jax.experimental.pallas import triton
-except ImportError:
-    triton = None
+from mosaic_jax.ops.gpu_kernels import call, in_parts, load, store, tile, triton
 
 # Tiles and warps measured on an H200 in bf16, ResNet-18 of width 64, ten clients x 64 images: 280 to 480 TFLOP/s for each map.
 PIXELS = 128  # of one tile of g or x
-CHANNELS = 128  # at most, of one tile
 PROGRAMS = 720  # that the gradient to a kernel is cut into at least, where it has pixels enough
 FEW_CHANNELS = 16  # fewer are gathered with their patch beforehand: a tile would be mostly padding
-MOST_NUMBERS = 2**31 - 1  # of one array: places are int32
-
-
-def is_available() -> bool:
-    """Whether these kernels can run on the GPU that JAX uses: NVIDIA's from Ampere on, and a JAX that has Pallas for Triton."""
-    if triton is None or jax.default_backend() != "gpu":
-        return False
-    capability = getattr(jax.local_devices()[0], "compute_capability", "")
-    major = str(capability).partition(".")[0]
-    return major.isdecimal() and int(major) >= 8
 
 
 def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
@@ -47,12 +29,12 @@ def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
     if x.shape[-1] < FEW_CHANNELS and geometry.size > 1:
         return forward(_pointwise(geometry), _gathered(geometry, x), _flat(k))
     numbers = x.shape[1] * geometry.output(geometry.height) * geometry.output(geometry.width) * k.shape[-1]
-    return _in_parts(functools.partial(_forward, geometry), x, k, numbers)
+    return in_parts(functools.partial(_forward, geometry), numbers, x, k)
 
 
 def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
     """g, k -> x."""
-    return _in_parts(functools.partial(_to_images, geometry), g, k, g.shape[1] * geometry.height * geometry.width * k.shape[-2])
+    return in_parts(functools.partial(_to_images, geometry), g.shape[1] * geometry.height * geometry.width * k.shape[-2], g, k)
 
 
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
@@ -61,7 +43,7 @@ def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     if channels < FEW_CHANNELS and geometry.size > 1:
         k = to_kernel(_pointwise(geometry), _gathered(geometry, x), g)
         return k[:, :, :, : geometry.size**2 * channels].reshape(-1, geometry.size, geometry.size, channels, k.shape[-1])
-    return _in_parts(functools.partial(_to_kernel, geometry), x, g, geometry.size**2 * channels * g.shape[-1])
+    return in_parts(functools.partial(_to_kernel, geometry), geometry.size**2 * channels * g.shape[-1], x, g)
 
 
 def _forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
@@ -90,7 +72,7 @@ def _forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
             return total + triton.dot(patch, weights)
 
         total = lax.fori_loop(0, size**2 * steps, add, jnp.zeros((PIXELS, block), jnp.float32))
-        _store(g_ref, client * pixels + pixel, channel, pixel < pixels, channel < outputs, total)
+        store(g_ref, client * pixels + pixel, channel, pixel < pixels, channel < outputs, total)
 
     grid = (pl.cdiv(pixels, PIXELS), pl.cdiv(outputs, block), clients)
     g = _product(kernel, (clients * pixels, outputs), x.dtype, grid, block, x, k)
@@ -134,7 +116,7 @@ def _to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
 
         total = lax.fori_loop(0, downs * rights * steps, add, jnp.zeros((PIXELS, block), jnp.float32))
         real = (pixel < pixels) & (y < height) & (x < width)
-        _store(x_ref, ((client * batch + image) * height + y) * width + x, channel, real, channel < inputs, total)
+        store(x_ref, ((client * batch + image) * height + y) * width + x, channel, real, channel < inputs, total)
 
     grid = (pl.cdiv(pixels, PIXELS) * stride**2, pl.cdiv(inputs, block), clients)
     x = _product(kernel, (clients * batch * height * width, inputs), g.dtype, grid, block, g, k)
@@ -153,9 +135,9 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 
     def kernel(x_ref: jax.Ref, g_ref: jax.Ref, k_ref: jax.Ref) -> None:
         client, part = pl.program_id(2), pl.program_id(1)
-        tap, tile = lax.div(pl.program_id(0), tiles), lax.rem(pl.program_id(0), tiles)
-        channel = lax.div(tile, pl.cdiv(outputs, block)) * tall + jnp.arange(tall)
-        output = lax.rem(tile, pl.cdiv(outputs, block)) * block + jnp.arange(block)
+        tap, piece = lax.div(pl.program_id(0), tiles), lax.rem(pl.program_id(0), tiles)
+        channel = lax.div(piece, pl.cdiv(outputs, block)) * tall + jnp.arange(tall)
+        output = lax.rem(piece, pl.cdiv(outputs, block)) * block + jnp.arange(block)
 
         def add(step: jax.Array, total: jax.Array) -> jax.Array:
             pixel = (part * steps + step) * depth + jnp.arange(depth)
@@ -169,32 +151,11 @@ def _to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 
         total = lax.fori_loop(0, steps, add, jnp.zeros((tall, block), jnp.float32))
         row = ((part * clients + client) * size**2 + tap) * inputs + channel
-        _store(k_ref, row, output, channel < inputs, output < outputs, total)
+        store(k_ref, row, output, channel < inputs, output < outputs, total)
 
     shape = (parts * clients * size**2 * inputs, outputs)
     k = _product(kernel, shape, x.dtype if parts == 1 else jnp.float32, (size**2 * tiles, parts, clients), min(tall, block), x, g)
     return k.reshape(parts, clients, size, size, inputs, outputs).sum(0).astype(x.dtype)
-
-
-def load(ref: jax.Ref, rows: jax.Array, columns: jax.Array, real_rows: jax.Array, real_columns: jax.Array) -> jax.Array:
-    """A tile of a matrix, zeros where rows or columns are not real."""
-    return triton.load(ref.at[rows[:, None], columns[None, :]], mask=real_rows[:, None] & real_columns[None, :], other=0)
-
-
-def _store(
-    ref: jax.Ref, rows: jax.Array, columns: jax.Array, real_rows: jax.Array, real_columns: jax.Array, tile: jax.Array
-) -> None:
-    mask = real_rows[:, None] & real_columns[None, :]
-    triton.store(ref.at[rows[:, None], columns[None, :]], tile.astype(ref.dtype), mask=mask)
-
-
-def call(kernel: Callable[..., None], out: PyTree, grid: tuple[int, ...], warps: int, *arrays: jax.Array) -> PyTree:
-    """The kernel over arrays seen as matrices of their last axis; out: ShapeDtypeStructs of what it fills."""
-    params = triton.CompilerParams(num_warps=warps, num_stages=3)
-    run = pl.pallas_call(kernel, out, grid=grid, compiler_params=params, interpret=jax.default_backend() == "cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
-        return run(*(array.reshape(-1, array.shape[-1]) for array in arrays))
 
 
 def _product(
@@ -202,11 +163,6 @@ def _product(
 ) -> jax.Array:
     """The kernel of matrix products in blocks of at least `block` channels -> a matrix."""
     return call(kernel, jax.ShapeDtypeStruct(shape, dtype), grid, 8 if block >= 64 else 4, *arrays)
-
-
-def tile(channels: int) -> int:
-    """Channels of one tile: a power of two, at least 16 as the matrix units want."""
-    return max(16, min(CHANNELS, pl.next_power_of_2(channels)))
 
 
 def _depth(length: int, dtype: jnp.dtype) -> int:
@@ -235,11 +191,3 @@ def _flat(k: jax.Array) -> jax.Array:
     clients, size, _, inputs, outputs = k.shape
     k = k.reshape(clients, 1, 1, size * size * inputs, outputs)
     return jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, -size * size * inputs % 16), (0, 0)))
-
-
-def _in_parts(function: Callable[[jax.Array, jax.Array], jax.Array], left: jax.Array, right: jax.Array, numbers: int) -> jax.Array:
-    """`function` over all clients, or over as many at once as int32 can count the numbers of; numbers: in one client's result."""
-    clients, most = left.shape[0], max(MOST_NUMBERS // max(math.prod(left.shape[1:]), math.prod(right.shape[1:]), numbers), 1)
-    if clients <= most:
-        return function(left, right)
-    return jnp.concatenate([function(left[at : at + most], right[at : at + most]) for at in range(0, clients, most)])

@@ -74,15 +74,27 @@ ffi::Error Combine(
   return ffi::Error::Success();
 }
 
-auto bind_map() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Ret<Array>()
-      .Attr<int64_t>("stride")
-      .Attr<int64_t>("padding")
-      .Attr<bool>("share");
+// A binding that goes on with so many arrays as arguments, then as results; bindings can be neither copied nor moved.
+template <int Count, class Binding>
+auto with_arguments(Binding&& binding) {
+  if constexpr (Count == 1) return std::move(binding).template Arg<Array>();
+  else return with_arguments<Count - 1>(std::move(binding).template Arg<Array>());
+}
+template <int Count, class Binding>
+auto with_results(Binding&& binding) {
+  if constexpr (Count == 1) return std::move(binding).template Ret<Array>();
+  else return with_results<Count - 1>(std::move(binding).template Ret<Array>());
+}
+template <int Arguments, int Results>
+auto bind() {
+  return with_results<Results>(with_arguments<Arguments>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
+}
+
+auto bind_map() { return bind<2, 1>().Attr<int64_t>("stride").Attr<int64_t>("padding").Attr<bool>("share"); }
+
+template <int Arguments, int Results>
+auto bind_pixels() {
+  return bind<Arguments, Results>().template Attr<bool>("relu").template Attr<bool>("share");
 }
 
 }  // namespace
@@ -90,43 +102,7 @@ auto bind_map() {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind_map());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind_map());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind_map());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    mosaic_moments, Moments,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<Array>().Attr<bool>("share"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    mosaic_scale_shift, ScaleShift,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Ret<Array>()
-        .Attr<bool>("relu")
-        .Attr<bool>("share"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    mosaic_products, Products,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Ret<Array>()
-        .Ret<Array>()
-        .Attr<bool>("relu")
-        .Attr<bool>("share"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    mosaic_combine, Combine,
-    ffi::Ffi::Bind()
-        .Ctx<ffi::ThreadPool>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Arg<Array>()
-        .Ret<Array>()
-        .Attr<bool>("relu")
-        .Attr<bool>("share"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_moments, Moments, (bind<1, 2>().Attr<bool>("share")));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_scale_shift, ScaleShift, (bind_pixels<4, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_products, Products, (bind_pixels<4, 2>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_combine, Combine, (bind_pixels<7, 1>()));

@@ -4,8 +4,9 @@
 // share, and partial sums are added in the order of blocks, so that results do not depend on the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <array>
-#include <cmath>
+#include <type_traits>
 
 #include "threads.h"
 #include "tiles.h"
@@ -94,6 +95,19 @@ void map_pixels(ThreadPool* pool, Pixels pixels, Maps maps, float* to) {
 // max(value, 0), which keeps what is not a number.
 inline Vector rectified(Vector value) { return value < Vector{} ? Vector{} : value; }
 
+// g at a place, where y is positive if there was a ReLU.
+template <bool Full, bool Relu>
+Vector passed(const float* g, const float* y, int64_t at, int lanes) {
+  const Vector own = get<Full>(g + at, lanes);
+  return Relu ? (get<Full>(y + at, lanes) > Vector{} ? own : Vector{}) : own;
+}
+
+// body(std::true_type) or body(std::false_type), so that the innermost loops do not ask.
+template <class Body>
+void settled(bool flag, Body body) {
+  flag ? body(std::true_type{}) : body(std::false_type{});
+}
+
 // y = (x - center) factor + offset, then a ReLU.
 inline void scale_shift(
     ThreadPool* pool, Pixels pixels, bool relu, const float* x, const float* center, const float* factor, const float* offset,
@@ -108,7 +122,7 @@ inline void scale_shift(
       };
     };
   };
-  relu ? map_pixels(pool, pixels, maps(std::true_type{}), y) : map_pixels(pool, pixels, maps(std::false_type{}), y);
+  settled(relu, [&](auto with_relu) { map_pixels(pool, pixels, maps(with_relu), y); });
 }
 
 // Mean and biased variance, in two passes.
@@ -143,14 +157,12 @@ inline void products(
       const Vector center = get<full.value>(mean + channel, lanes);
       return [=](int64_t at) {
         constexpr bool all = decltype(full)::value;
-        Vector own = get<all>(g + at, lanes);
-        if (decltype(with_relu)::value) own = get<all>(y + at, lanes) > Vector{} ? own : Vector{};
+        const Vector own = passed<all, decltype(with_relu)::value>(g, y, at, lanes);
         return std::array<Vector, 2>{own, own * (get<all>(x + at, lanes) - center)};
       };
     };
   };
-  const std::array<float*, 2> out{plain, centered};
-  relu ? channel_sums<2>(pool, pixels, terms(std::true_type{}), out) : channel_sums<2>(pool, pixels, terms(std::false_type{}), out);
+  settled(relu, [&](auto with_relu) { channel_sums<2>(pool, pixels, terms(with_relu), {plain, centered}); });
 }
 
 // to_x = g factor + (x - center) slope + offset, g where y is positive if there was a ReLU.
@@ -163,13 +175,12 @@ inline void combine(
       const Vector s = get<full.value>(slope + channel, lanes), o = get<full.value>(offset + channel, lanes);
       return [=](int64_t at) {
         constexpr bool all = decltype(full)::value;
-        Vector own = get<all>(g + at, lanes);
-        if (decltype(with_relu)::value) own = get<all>(y + at, lanes) > Vector{} ? own : Vector{};
+        const Vector own = passed<all, decltype(with_relu)::value>(g, y, at, lanes);
         return own * f + ((get<all>(x + at, lanes) - c) * s + o);
       };
     };
   };
-  relu ? map_pixels(pool, pixels, maps(std::true_type{}), to_x) : map_pixels(pool, pixels, maps(std::false_type{}), to_x);
+  settled(relu, [&](auto with_relu) { map_pixels(pool, pixels, maps(with_relu), to_x); });
 }
 
 }  // namespace mosaic
