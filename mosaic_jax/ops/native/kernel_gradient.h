@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "convolve.h"
+#include "winograd_kernel.h"
 
 namespace mosaic {
 
@@ -105,12 +106,35 @@ inline void write_part(const KernelShape& s, const KernelPart& part, const float
   }
 }
 
+// What computes a part's sum, of how many floats, and writes it into k, adding to it or not.
+struct Adding {
+  std::function<int64_t(int64_t channels)> size;
+  std::function<void(const KernelPart&, float* sum)> add;
+  std::function<void(const KernelPart&, const float* sum, bool add)> write;
+};
+
+inline Adding by_winograd(const KernelShape& s, const float* x, const float* g, float* k) {
+  const Correlation c = forward_of(s.geometry, s.batch, s.height, s.width, s.in, s.out, true);
+  return {[=](int64_t channels) { return all_products(c) * spread(channels * s.out); },
+          [=](const KernelPart& part, float* sum) { add_winograd(c, part.first, part.last, part.channel, part.channels, x, g, sum); },
+          [=](const KernelPart& part, const float* sum, bool add) {
+            write_winograd(s.geometry, c, part.channel, part.channels, sum, add, k);
+          }};
+}
+
+inline Adding directly(const KernelShape& s, const float* x, const float* g, float* k) {
+  return {[=](int64_t channels) { return s.geometry.size * s.geometry.size * padded(s.out) * channels; },
+          [=](const KernelPart& part, float* sum) { add_part(s, part, x, g, sum); },
+          [=](const KernelPart& part, const float* sum, bool add) { write_part(s, part, sum, add, k); }};
+}
+
 // Parts are chosen by the shape alone, so that the order of additions, and with it every bit, is the same for any number of threads.
 inline void kernel_gradient(ThreadPool* pool, const KernelShape& s, const float* x, const float* g, float* k) {
-  const int64_t channels = s.in <= 64 ? s.in : s.in % 32 == 0 ? 32 : s.in % 16 == 0 ? 16 : s.in;
+  const Adding adding = suits_winograd(s.geometry, s.in, s.out) ? by_winograd(s, x, g, k) : directly(s, x, g, k);
+  const int64_t channels = s.in <= 64 ? s.in : s.in % 64 == 0 ? 64 : s.in % 32 == 0 ? 32 : s.in % 16 == 0 ? 16 : s.in;
   const int64_t columns = s.in / channels;
   const int64_t slices = columns > 1 ? 1 : std::clamp<int64_t>(s.batch / 16, 1, 8);
-  const int64_t size = s.geometry.size * s.geometry.size * channels * padded(s.out);
+  const int64_t size = adding.size(channels);
   float* sums = scratch(0, columns * slices * size);
   auto part_of = [&](int64_t index) -> KernelPart {
     const int64_t column = index / slices, slice = index % slices;
@@ -118,9 +142,10 @@ inline void kernel_gradient(ThreadPool* pool, const KernelShape& s, const float*
   };
   share(pool, columns * slices, [&](int64_t index) {
     std::memset(sums + index * size, 0, size * sizeof(float));
-    add_part(s, part_of(index), x, g, sums + index * size);
+    adding.add(part_of(index), sums + index * size);
+    if (slices == 1) adding.write(part_of(index), sums + index * size, false);
   });
-  for (int64_t index = 0; index < columns * slices; ++index) write_part(s, part_of(index), sums + index * size, index % slices > 0, k);
+  for (int64_t index = 0; slices > 1 && index < slices; ++index) adding.write(part_of(index), sums + index * size, index > 0);
 }
 
 }  // namespace mosaic

@@ -18,8 +18,9 @@ ffi::ThreadPool* pool_if(bool share, ffi::ThreadPool& pool) { return share && po
 ffi::Error Forward(ffi::ThreadPool pool, Array x, Array k, Result g, int64_t stride, int64_t padding, bool share) {
   const auto images = x.dimensions(), kernel = k.dimensions();
   const Geometry geometry{kernel[0], stride, padding};
-  const auto c = mosaic::forward_of(geometry, images[0], images[1], images[2], kernel[2], kernel[3]);
-  mosaic::correlate(pool_if(share, pool), geometry, false, c, x.typed_data(), k.typed_data(), g->typed_data());
+  mosaic::forward(
+      pool_if(share, pool), geometry, images[0], images[1], images[2], kernel[2], kernel[3], x.typed_data(), k.typed_data(),
+      g->typed_data());
   return ffi::Error::Success();
 }
 

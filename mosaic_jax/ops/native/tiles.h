@@ -39,6 +39,7 @@ struct Sum {
 };
 
 using PixelTile = void (*)(const float* const* in, float* const* out, const float* kernel, Sum sum, bool add, int lanes);
+using ProductTile = void (*)(const float* v, int64_t in_apart, const float* u, int64_t chunks, bool add, float* m, int64_t out_apart);
 using KernelTile = void (*)(const float* x, const int32_t* offsets, const float* g, int64_t pixels, float* k);
 
 // out[r][:] (+)= sum_t in[r][t] kernel[t][:], for Rows pixels and Vectors vectors of output channels.
@@ -75,6 +76,31 @@ void pixel_tile(const float* const* in, float* const* out, const float* kernel, 
   }
 }
 
+// m[r][:] (+)= sum_t v[r][t] u[t][:], for Rows tiles of Winograd's and Vectors vectors of output channels. Channels lie in chunks of
+// kLanes, those of v and m `in_apart` and `out_apart` floats apart, so that all tiles of a chunk are neighbours.
+template <int Rows, int Vectors>
+void product_tile(const float* v, int64_t in_apart, const float* u, int64_t chunks, bool add, float* m, int64_t out_apart) {
+  Vector total[Rows][Vectors] = {};
+  for (int64_t chunk = 0; chunk < chunks; ++chunk, v += in_apart) {
+    for (int t = 0; t < kLanes; ++t, u += Vectors * kLanes) {
+      Vector weights[Vectors];
+      for (int i = 0; i < Vectors; ++i) weights[i] = load(u + i * kLanes);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        const float value = v[r * kLanes + t];
+        for (int i = 0; i < Vectors; ++i) total[r][i] += weights[i] * value;
+      }
+    }
+  }
+  for (int i = 0; i < Vectors; ++i, m += out_apart) {
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+      float* to = m + r * kLanes;
+      store(to, add ? load(to) + total[r][i] : total[r][i]);
+    }
+  }
+}
+
 // k[r][:] += sum_p x[offsets[p] + r] g[p][:], for Rows rows of a kernel and Vectors vectors of output channels.
 template <int Rows, int Vectors>
 void kernel_tile(const float* x, const int32_t* offsets, const float* g, int64_t pixels, float* k) {
@@ -103,6 +129,11 @@ inline PixelTile pixel_tile_of(int rows, std::integer_sequence<int, Row...>) {
   return table[rows - 1];
 }
 template <int Vectors, int... Row>
+inline ProductTile product_tile_of(int rows, std::integer_sequence<int, Row...>) {
+  static constexpr ProductTile table[] = {&product_tile<Row + 1, Vectors>...};
+  return table[rows - 1];
+}
+template <int Vectors, int... Row>
 inline KernelTile kernel_tile_of(int rows, std::integer_sequence<int, Row...>) {
   static constexpr KernelTile table[] = {&kernel_tile<Row + 1, Vectors>...};
   return table[rows - 1];
@@ -111,6 +142,10 @@ inline int most_rows(int vectors) { return vectors == 1 ? kRowsOfOne : kRowsOfTw
 inline PixelTile find_pixel_tile(int vectors, int rows) {
   return vectors == 1 ? pixel_tile_of<1>(rows, std::make_integer_sequence<int, kRowsOfOne>())
                       : pixel_tile_of<2>(rows, std::make_integer_sequence<int, kRowsOfTwo>());
+}
+inline ProductTile find_product_tile(int vectors, int rows) {
+  return vectors == 1 ? product_tile_of<1>(rows, std::make_integer_sequence<int, kRowsOfOne>())
+                      : product_tile_of<2>(rows, std::make_integer_sequence<int, kRowsOfTwo>());
 }
 inline KernelTile find_kernel_tile(int vectors, int rows) {
   return vectors == 1 ? kernel_tile_of<1>(rows, std::make_integer_sequence<int, kRowsOfOne>())
