@@ -4,7 +4,7 @@ import contextlib
 import functools
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -22,6 +22,7 @@ from mosaic_jax.ops import (
     canonical,
     chosen_lowering,
     conv2d,
+    conv2d_affine,
     conv2d_transpose,
     lowering,
     native,
@@ -34,8 +35,9 @@ from mosaic_jax.ops import (
 LAYERS = [
     (3, 1, 1, 6, 3, 16), (3, 1, 1, 7, 16, 20), (3, 2, 1, 8, 16, 32), (3, 2, 1, 7, 5, 11), (4, 2, 1, 8, 3, 9), (1, 2, 0, 7, 8, 8),
     (3, 1, 1, 4, 32, 64), (3, 1, 1, 5, 64, 32), (3, 1, 0, 6, 32, 32), (3, 1, 2, 3, 48, 32), (5, 3, 2, 6, 20, 24),
-    (2, 3, 0, 8, 4, 4), (3, 1, 1, 4, 300, 16), (3, 1, 1, 2, 512, 32), (3, 2, 1, 8, 32, 64), (3, 2, 1, 9, 64, 32), (3, 2, 0, 6, 16, 48),
-    (4, 2, 1, 8, 32, 64), (4, 2, 1, 7, 48, 32), (4, 2, 2, 9, 16, 16), (2, 1, 1, 6, 32, 16), (5, 3, 1, 11, 16, 32), (4, 2, 1, 4, 80, 96),
+    (2, 3, 0, 8, 4, 4), (3, 1, 1, 4, 300, 16), (3, 1, 1, 2, 512, 32), (3, 2, 1, 8, 32, 64), (3, 2, 1, 9, 64, 32),
+    (3, 2, 0, 6, 16, 48), (4, 2, 1, 8, 32, 64), (4, 2, 1, 7, 48, 32), (4, 2, 2, 9, 16, 16), (2, 1, 1, 6, 32, 16),
+    (5, 3, 1, 11, 16, 32), (4, 2, 1, 4, 80, 96),
 ]  # fmt: skip
 
 
@@ -126,6 +128,40 @@ def test_a_transposed_convolution_and_its_gradients_equal_lax(size: int, stride:
     images, kernel = normal(0, 9, length, length, 32), normal_kernel(size, 32, 40)
     both = (value_and_gradients(how, False, True, stride, padding, images, kernel) for how in ("native", "grouped"))
     assert_close(*both)
+
+
+def of_parts(
+    images: jax.Array, kernel: jax.Array, factor: jax.Array, offset: jax.Array, residual: jax.Array | None, *, stride: int,
+    padding: int, relu: bool,
+) -> jax.Array:  # fmt: skip
+    outputs = conv2d(images, kernel, stride=stride, padding=padding) * factor + offset
+    outputs = outputs if residual is None else outputs + residual
+    return jnp.maximum(outputs, 0) if relu else outputs
+
+
+@pytest.mark.parametrize(("with_residual", "relu"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "length", "channels", "out"),
+    [(3, 1, 1, 6, 3, 16), (3, 1, 1, 5, 32, 48), (3, 2, 1, 7, 32, 32), (3, 1, 1, 4, 300, 20), (4, 2, 1, 8, 5, 3), (1, 1, 0, 4, 8, 6)]
+)  # fmt: skip
+def test_an_affine_convolution_and_its_gradients_equal_its_parts(
+    size: int, stride: int, padding: int, length: int, channels: int, out: int, with_residual: bool, relu: bool
+) -> None:
+    images, kernel = normal(0, 20, length, length, channels), normal_kernel(size, channels, out)
+    factor, offset = 1 + 0.3 * normal(2, out), normal(3, out)
+    residual = None
+    if with_residual:
+        residual = normal(4, *conv2d(images, kernel, stride=stride, padding=padding).shape)
+
+    def value_and_all_gradients(how: str, function: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        function = jax.jit(functools.partial(function, stride=stride, padding=padding, relu=relu))
+        with lowering(how):
+            out, pullback = jax.vjp(function, images, kernel, factor, offset, residual)
+            return out, *jax.tree.leaves(pullback(jnp.sin(out + 1)))
+
+    expected = value_and_all_gradients("grouped", of_parts)
+    for how in ("native", "map", "grouped"):
+        assert_close(value_and_all_gradients(how, conv2d_affine), expected, 2e-5)
 
 
 @pytest.mark.parametrize(("channels", "out"), [(16, 16), (32, 32), (3, 16), (128, 16)])

@@ -4,13 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed, scaled
+from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed
 
 
 class CNN(nn.Module):
     """images f32[B, S, S, 3] -> features f32[B, 8 * width] (mean over S/8 x S/8 positions) -> logits f32[B, K].
 
-    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `layers.scaled`.
+    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `BatchNorm`.
     """
 
     num_classes: int
@@ -27,7 +27,7 @@ class CNN(nn.Module):
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
         hidden = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            hidden = norm(scaled(conv(hidden), self.divisor), train, record, relu=True)
+            hidden = norm(conv(hidden, defer=True), train, record, relu=True, divisor=self.divisor)
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)
 
     def head(self, features: jax.Array) -> jax.Array:

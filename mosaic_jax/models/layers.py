@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,17 +29,20 @@ def narrowed(channels: int, rate: float) -> int:
     return max(1, math.ceil(round(rate * channels, 6)))  # rounded first: 0.07 * 100 is a little more than 7
 
 
-def scaled(outputs: jax.Array, divisor: float) -> jax.Array:
-    """HeteroFL's scaler between a convolution and its BatchNorm: outputs / divisor.
+class Convolution(NamedTuple):
+    """A convolution that the BatchNorm behind it may do in one with itself."""
 
-    So that channels trained in a narrow network are of the full network's size (arXiv 2010.01264). In eval mode too, unlike the
-    public code, which never evaluates a narrow network: running statistics are of what they were taken from.
-    """
-    return outputs / divisor if divisor != 1.0 else outputs
+    images: jax.Array
+    kernel: jax.Array
+    stride: int
+    padding: int
 
 
 class Conv(nn.Module):
-    """2-D convolution without bias, explicit symmetric padding; images [B, H, W, I] of any float dtype, kernel f32[k, k, I, O]."""
+    """2-D convolution without bias, explicit symmetric padding; images [B, H, W, I] of any float dtype, kernel f32[k, k, I, O].
+
+    defer: whether it is left to the BatchNorm that is given the result.
+    """
 
     channels: int
     kernel_size: int
@@ -48,9 +51,11 @@ class Conv(nn.Module):
     kernel_init: Callable[..., jax.Array] = torch_kernel_init
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, defer: bool = False) -> jax.Array | Convolution:
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape).astype(images.dtype)
+        if defer:
+            return Convolution(images, kernel, self.stride, self.padding)
         return ops.conv2d(images, kernel, stride=self.stride, padding=self.padding)
 
 
@@ -76,8 +81,12 @@ class BatchNorm(nn.Module):
     train: y = scale (x - mean) / sqrt(var + 1e-5) + bias with the batch's mean and biased variance, and
     running <- 0.9 running + 0.1 batch, with the UNBIASED batch variance (PyTorch's convention, not Flax's).
     eval: the running statistics instead. `record`, if given, is extended by (mean, biased var, running mean, running var)
-    of this layer's inputs, for the inversion loss. relu: max(y, 0) instead of y. Computed in float32 whatever the images' dtype,
-    which is the outputs'.
+    of this layer's inputs, for the inversion loss. residual: added to y; relu: max(., 0) of that. Computed in float32 whatever the
+    images' dtype, which is the outputs'.
+
+    divisor: HeteroFL's scaler, x = images / divisor, so that channels trained in a narrow network are of the full network's size
+    (arXiv 2010.01264). In eval mode too, unlike the public code, which never evaluates a narrow network: running statistics are of
+    what they were taken from.
     """
 
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
@@ -86,15 +95,28 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, train: bool, record: list[Statistics] | None = None, relu: bool = False
-    ) -> jax.Array:
-        channels = images.shape[-1]
+        self, images: jax.Array | Convolution, train: bool, record: list[Statistics] | None = None, relu: bool = False,
+        residual: jax.Array | None = None, divisor: float = 1.0,
+    ) -> jax.Array:  # fmt: skip
+        channels = (images.kernel if isinstance(images, Convolution) else images).shape[-1]
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+        offset = bias - running_mean.value * factor
+        if isinstance(images, Convolution):
+            if not train and record is None:
+                inputs, kernel, stride, padding = images
+                return ops.conv2d_affine(
+                    inputs, kernel, factor / divisor, offset, residual, stride=stride, padding=padding, relu=relu
+                )
+            images = ops.conv2d(images.images, images.kernel, stride=images.stride, padding=images.padding)
+        if divisor != 1.0:
+            images = images / divisor
+        at_once = relu and residual is None
         if train:
-            outputs, mean, var = ops.batch_norm_train(images, scale, bias, self.epsilon, relu)
+            outputs, mean, var = ops.batch_norm_train(images, scale, bias, self.epsilon, at_once)
             if record is not None:
                 record.append((mean, var, running_mean.value, running_var.value))
             if not self.is_initializing():
@@ -103,14 +125,16 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + move * jax.lax.stop_gradient(mean)
                 unbiased = jax.lax.stop_gradient(var) * (size / max(size - 1, 1))
                 running_var.value = keep * running_var.value + move * unbiased
+        else:
+            if record is not None:
+                seen = images.astype(jnp.float32)
+                mean = jnp.mean(seen, axis=(0, 1, 2))
+                var = jnp.mean(jnp.square(seen - mean), axis=(0, 1, 2))
+                record.append((mean, var, running_mean.value, running_var.value))
+            outputs = ops.scale_shift(images, factor, offset, at_once)
+        if residual is None:
             return outputs
-        if record is not None:
-            seen = images.astype(jnp.float32)
-            mean = jnp.mean(seen, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(seen - mean), axis=(0, 1, 2))
-            record.append((mean, var, running_mean.value, running_var.value))
-        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-        return ops.scale_shift(images, factor, bias - running_mean.value * factor, relu)
+        return jax.nn.relu(outputs + residual) if relu else outputs + residual
 
 
 class Linear(nn.Module):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed, scaled
+from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed
 
 BLOCKS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -36,20 +36,26 @@ class Block(nn.Module):
             "basic": ((self.width, 3, self.stride, 1), (out, 3, 1, 1)),
             "bottleneck": ((self.width, 1, 1, 0), (self.width, 3, self.stride, 1), (out, 1, 1, 0)),
         }[self.kind]
+        shortcut, of_shortcut = images, None if record is None else []
+        if self.project:
+            shortcut = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images, defer=True)
+            shortcut = BatchNorm(name="shortcut_bn")(shortcut, train, of_shortcut, divisor=self.divisor)
         hidden = images
         for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
-            hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden)
-            hidden = BatchNorm(name=f"bn{index}")(scaled(hidden, self.divisor), train, record, relu=index < len(layers))
-        if self.project:
-            images = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images)
-            images = BatchNorm(name="shortcut_bn")(scaled(images, self.divisor), train, record)
-        return jax.nn.relu(hidden + images)
+            last = index == len(layers)
+            hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden, defer=True)
+            hidden = BatchNorm(name=f"bn{index}")(
+                hidden, train, record, relu=True, residual=shortcut if last else None, divisor=self.divisor
+            )
+        if record is not None:
+            record.extend(of_shortcut)  # behind the others, as PyTorch lists them
+        return hidden
 
 
 class ResNet(nn.Module):
     """images f32[B, S, S, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K].
 
-    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `layers.scaled`.
+    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `BatchNorm`.
     """
 
     name_: str
@@ -74,7 +80,7 @@ class ResNet(nn.Module):
         self.linear = Linear(self.num_classes)
 
     def features(self, images: jax.Array, train: bool, record: list[Statistics] | None = None) -> jax.Array:
-        hidden = self.bn1(scaled(self.conv1(images), self.divisor), train, record, relu=True)
+        hidden = self.bn1(self.conv1(images, defer=True), train, record, relu=True, divisor=self.divisor)
         for block in self.blocks:
             hidden = block(hidden, train, record)
         return jnp.mean(hidden, axis=(1, 2), dtype=jnp.float32)

@@ -21,6 +21,7 @@ from jax.custom_batching import custom_vmap
 from mosaic_jax.ops import canonical, native, plain, stacked
 from mosaic_jax.ops.gpu_kernels import stacked_alike
 from mosaic_jax.ops.lowering import is_shared, lowering_of
+from mosaic_jax.ops.normalization import scale_shift
 
 _Map = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,11 +33,27 @@ def conv2d(images: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: in
     images: float[B, H, W, I]; kernel: float[k, k, I, O] of the same dtype (a torch weight [O, I, k, k] transposed by (2, 3, 1, 0));
     returns float[B, (H + 2 padding - k) // stride + 1, same of W, O]. Raises ValueError for shapes that do not fit.
     """
-    size = _square(images, kernel)
-    height, width = images.shape[1:3]
-    if min(height, width) + 2 * padding < size:
-        raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
-    return _maps_of(canonical.Geometry(size, stride, padding, height, width), images.dtype).forward(images, kernel)
+    return _maps_of(_geometry(images, kernel, stride, padding), images.dtype).forward(images, kernel)
+
+
+def conv2d_affine(
+    images: jax.Array, kernel: jax.Array, factor: jax.Array, offset: jax.Array, residual: jax.Array | None = None, *,
+    stride: int = 1, padding: int = 0, relu: bool = False,
+) -> jax.Array:  # fmt: skip
+    """A convolution and what BatchNorm with fixed statistics, a shortcut and a ReLU make of it, on a CPU in one pass.
+
+    conv2d(images, kernel) factor + offset + residual, max(that, 0) if `relu`. images, kernel, stride, padding: as of `conv2d`;
+    factor, offset: float[O] of the dtype that they are computed in; residual: like the outputs, or None for 0.
+    Raises ValueError for shapes that do not fit.
+    """
+    geometry = _geometry(images, kernel, stride, padding)
+    if lowering_of(images.dtype) == "native" and not geometry.is_patches:
+        return _native_affine(geometry, is_shared(), relu)(images, kernel * factor, offset, residual)
+    outputs = _maps_of(geometry, images.dtype).forward(images, kernel)
+    if residual is None:
+        return scale_shift(outputs, factor, offset, relu)
+    outputs = scale_shift(outputs, factor, offset) + residual
+    return jax.nn.relu(outputs) if relu else outputs
 
 
 def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -53,6 +70,14 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
         raise ValueError(f"conv2d_transpose: padding {padding} leaves nothing of a kernel of {size} on images {images.shape}")
     backward_kernel = kernel.swapaxes(2, 3)
     return _maps_of(canonical.Geometry(size, stride, padding, height, width), images.dtype).to_images(images, backward_kernel)
+
+
+def _geometry(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> canonical.Geometry:
+    size = _square(images, kernel)
+    height, width = images.shape[1:3]
+    if min(height, width) + 2 * padding < size:
+        raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
+    return canonical.Geometry(size, stride, padding, height, width)
 
 
 def _square(images: jax.Array, kernel: jax.Array) -> int:
@@ -110,6 +135,28 @@ def _maps(
     gx.defvjp(lambda g, k: (gx(g, k), (g, k)), lambda saved, x: (f(x, saved[1]), gk(x, saved[0])))
     gk.defvjp(lambda x, g: (gk(x, g), (x, g)), lambda saved, k: (gx(saved[1], k), f(saved[0], k)))
     return _Maps(f, gx, gk)
+
+
+@functools.cache
+def _native_affine(geometry: canonical.Geometry, shared: bool, relu: bool) -> Callable[..., jax.Array]:
+    """x, k, offset, residual or None -> y, with the derivatives of its plain form."""
+    maps = _maps(_NATIVE, None, geometry, shared)
+
+    @jax.custom_vjp
+    def affine(x: jax.Array, k: jax.Array, offset: jax.Array, residual: jax.Array | None) -> jax.Array:
+        return native.forward_affine(geometry, shared, relu, x, k, offset, residual)
+
+    def forward(x: jax.Array, k: jax.Array, offset: jax.Array, residual: jax.Array | None) -> tuple[jax.Array, tuple]:
+        y = affine(x, k, offset, residual)
+        return y, (x, k, y if relu else None, None if residual is None else ())
+
+    def backward(saved: tuple, g: jax.Array) -> tuple[jax.Array | None, ...]:
+        x, k, y, added = saved
+        g = g if y is None else jnp.where(y > 0, g, 0)
+        return maps.to_images(g, k), maps.to_kernel(x, g), g.sum((0, 1, 2)), None if added is None else g
+
+    affine.defvjp(forward, backward)
+    return affine
 
 
 def _over_clients(function: _Map, stack: _Map | None, foldable: bool) -> _Map:

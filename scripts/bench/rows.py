@@ -122,7 +122,7 @@ ROWS = (
     ),
     Row(
         "distill-step", "distill", "10 experts width 16, 320 images", "distill",
-        {"model.width": 16, "partition.num_clients": 10, "distill.samples_per_client": 32, "distill.evaluate_every": 3},
+        {"model.width": 16, "partition.num_clients": 10, "distill.samples_per_client": 32, "distill.evaluate_every": 6},
         num_images=100,
     ),
     Row("meta-step", "meta", "batch 128", "meta", {"meta.batch_size": 128, "mapping.segment_steps": 20}, num_images=100),

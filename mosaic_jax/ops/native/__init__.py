@@ -17,8 +17,8 @@ from mosaic_jax.ops.canonical import Geometry
 
 SOURCES = Path(__file__).parent
 _TARGETS = (
-    "mosaic_forward", "mosaic_to_images", "mosaic_to_kernel", "mosaic_moments", "mosaic_scale_shift", "mosaic_products",
-    "mosaic_combine",
+    "mosaic_forward", "mosaic_forward_affine", "mosaic_to_images", "mosaic_to_kernel", "mosaic_moments", "mosaic_scale_shift",
+    "mosaic_products", "mosaic_combine",
 )  # fmt: skip
 _registered = False
 
@@ -44,23 +44,34 @@ def is_registered() -> bool:
 
 def forward(geometry: Geometry, shared: bool, x: jax.Array, k: jax.Array) -> jax.Array:
     """x, k -> g."""
-    shape = (x.shape[0], geometry.output(geometry.height), geometry.output(geometry.width), k.shape[3])
-    return _call("mosaic_forward", geometry, shared, x, k, shape)
+    return _call("mosaic_forward", geometry, shared, _outputs(geometry, x, k), x, k)
+
+
+def forward_affine(
+    geometry: Geometry, shared: bool, relu: bool, x: jax.Array, k: jax.Array, offset: jax.Array, residual: jax.Array | None
+) -> jax.Array:
+    """x, k -> g + offset, + residual where there is one, behind it a ReLU if `relu`: offset f32[O], residual like g."""
+    added = jnp.zeros((0,), jnp.float32) if residual is None else residual
+    return _call("mosaic_forward_affine", geometry, shared, _outputs(geometry, x, k), x, k, offset, added, relu=relu)
 
 
 def to_images(geometry: Geometry, shared: bool, g: jax.Array, k: jax.Array) -> jax.Array:
     """g, k -> x."""
-    return _call("mosaic_to_images", geometry, shared, g, k, (g.shape[0], geometry.height, geometry.width, k.shape[2]))
+    return _call("mosaic_to_images", geometry, shared, (g.shape[0], geometry.height, geometry.width, k.shape[2]), g, k)
 
 
 def to_kernel(geometry: Geometry, shared: bool, x: jax.Array, g: jax.Array) -> jax.Array:
     """x, g -> k."""
-    return _call("mosaic_to_kernel", geometry, shared, x, g, (geometry.size, geometry.size, x.shape[3], g.shape[3]))
+    return _call("mosaic_to_kernel", geometry, shared, (geometry.size, geometry.size, x.shape[3], g.shape[3]), x, g)
 
 
-def _call(target: str, geometry: Geometry, shared: bool, left: jax.Array, right: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return call(left, right, stride=np.int64(geometry.stride), padding=np.int64(geometry.padding), share=shared)
+def _outputs(geometry: Geometry, x: jax.Array, k: jax.Array) -> tuple[int, ...]:
+    return x.shape[0], geometry.output(geometry.height), geometry.output(geometry.width), k.shape[3]
+
+
+def _call(target: str, geometry: Geometry, shared: bool, shape: tuple[int, ...], *arrays: jax.Array, **settings: bool) -> jax.Array:
+    call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method="sequential")
+    return call(*arrays, stride=np.int64(geometry.stride), padding=np.int64(geometry.padding), share=shared, **settings)
 
 
 def moments(shared: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:

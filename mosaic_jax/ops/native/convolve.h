@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
+#include "epilogue.h"
 #include "threads.h"
-#include "tiles.h"
 #include "winograd_images.h"
 
 namespace mosaic {
@@ -65,8 +65,22 @@ inline Frame frame_of(const Correlation& c) {
   return frame;
 }
 
+// The epilogue of a tile of pixels that hold their whole sums.
+inline void finish(const Epilogue& epilogue, const Channels& block, float* const* outs, int rows) {
+  for (int v = 0; v < block.vectors; ++v) {
+    for (int r = 0; r < rows; ++r) {
+      float* to = outs[r] + v * kLanes;
+      const bool full = block.lanes == kLanes;
+      const Vector value = epilogue(full ? load(to) : load_first(to, block.lanes), to, block.first + v * kLanes, block.lanes);
+      full ? store(to, value) : store_first(to, value, block.lanes);
+    }
+  }
+}
+
 // One grid of `count` padded images: blocks of output channels, then stretches of the sum, then tiles of pixels.
-inline void run_grid(const Correlation& c, const Grid& grid, const Frame& frame, const float* in, int64_t count, const float* packed, float* out) {
+inline void run_grid(
+    const Correlation& c, const Grid& grid, const Frame& frame, const float* in, int64_t count, const float* packed,
+    const Epilogue& epilogue, float* out) {
   const int64_t pixels = grid.height * grid.width;
   const int64_t in_image = frame.height * frame.width * c.in, out_image = c.out_height * c.out_width * c.out;
   std::vector<int64_t> in_at(pixels), out_at(pixels);
@@ -90,6 +104,7 @@ inline void run_grid(const Correlation& c, const Grid& grid, const Frame& frame,
         const int64_t begin = run * piece / pieces, end = run * (piece + 1) / pieces;
         const Sum sum{here, end - begin, stride};
         const int64_t from = i * stride + begin;
+        const bool whole = epilogue.offset && i + runs >= grid.rows && piece + 1 == pieces;
         for (int64_t first = 0, image = 0, pixel = 0; first < count * pixels; first += most) {
           const int rows = static_cast<int>(std::min<int64_t>(most, count * pixels - first));
           const float* ins[kRowsOfOne];
@@ -100,6 +115,7 @@ inline void run_grid(const Correlation& c, const Grid& grid, const Frame& frame,
             if (++pixel == pixels) pixel = 0, ++image;
           }
           find_pixel_tile(block.vectors, rows)(ins, outs, packed, sum, add, block.lanes);
+          if (whole) finish(epilogue, block, outs, rows);
         }
         packed += here * (end - begin) * block.width();
         add = true;
@@ -123,7 +139,8 @@ void share_images(ThreadPool* pool, int64_t batch, int64_t image, int64_t weight
 }
 
 inline void correlate_directly(
-    ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel, float* out) {
+    ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel,
+    const Epilogue& epilogue, float* out) {
   std::vector<int64_t> starts;
   int64_t weights = 0;
   for (const Grid& grid : c.grids) {
@@ -145,32 +162,34 @@ inline void correlate_directly(
     }
     for (size_t each = 0; each < c.grids.size(); ++each) {
       if (c.grids[each].rows && c.grids[each].columns)
-        run_grid(c, c.grids[each], stored, in, count, packed + starts[each], out + first * c.out_height * c.out_width * c.out);
+        run_grid(c, c.grids[each], stored, in, count, packed + starts[each], epilogue, out + first * c.out_height * c.out_width * c.out);
     }
   });
 }
 
 inline void correlate_by_winograd(
-    ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel, float* out) {
+    ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel,
+    const Epilogue& epilogue, float* out) {
   const int64_t weights = all_products(c) * spread(c.in * c.out), image = c.height * c.width * c.in;
   float* packed = scratch(0, weights);
   pack_winograd(pool, g, transposed, c, kernel, packed);
   share_images(pool, c.batch, image, weights, [&](int64_t first, int64_t count) {
-    run_winograd(c, images + first * image, count, packed, out + first * c.out_height * c.out_width * c.out);
+    run_winograd(c, images + first * image, count, packed, epilogue, out + first * c.out_height * c.out_width * c.out);
   });
 }
 
 inline void correlate(
-    ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel, float* out) {
-  suits_winograd(g, c.in, c.out) ? correlate_by_winograd(pool, g, transposed, c, images, kernel, out)
-                                 : correlate_directly(pool, g, transposed, c, images, kernel, out);
+    ThreadPool* pool, const Geometry& g, bool transposed, const Correlation& c, const float* images, const float* kernel,
+    const Epilogue& epilogue, float* out) {
+  suits_winograd(g, c.in, c.out) ? correlate_by_winograd(pool, g, transposed, c, images, kernel, epilogue, out)
+                                 : correlate_directly(pool, g, transposed, c, images, kernel, epilogue, out);
 }
 
-// x, k -> g.
+// x, k -> g, and what is done to g.
 inline void forward(
     ThreadPool* pool, const Geometry& g, int64_t batch, int64_t height, int64_t width, int64_t in, int64_t out, const float* x,
-    const float* k, float* to) {
-  correlate(pool, g, false, forward_of(g, batch, height, width, in, out, suits_winograd(g, in, out)), x, k, to);
+    const float* k, const Epilogue& epilogue, float* to) {
+  correlate(pool, g, false, forward_of(g, batch, height, width, in, out, suits_winograd(g, in, out)), x, k, epilogue, to);
 }
 
 }  // namespace mosaic

@@ -15,12 +15,24 @@ namespace {
 
 ffi::ThreadPool* pool_if(bool share, ffi::ThreadPool& pool) { return share && pool.num_threads() > 1 ? &pool : nullptr; }
 
-ffi::Error Forward(ffi::ThreadPool pool, Array x, Array k, Result g, int64_t stride, int64_t padding, bool share) {
+void forward(mosaic::ThreadPool* pool, const Geometry& geometry, const Array& x, const Array& k, const mosaic::Epilogue& epilogue, Result& g) {
   const auto images = x.dimensions(), kernel = k.dimensions();
-  const Geometry geometry{kernel[0], stride, padding};
   mosaic::forward(
-      pool_if(share, pool), geometry, images[0], images[1], images[2], kernel[2], kernel[3], x.typed_data(), k.typed_data(),
-      g->typed_data());
+      pool, geometry, images[0], images[1], images[2], kernel[2], kernel[3], x.typed_data(), k.typed_data(), epilogue, g->typed_data());
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Array x, Array k, Result g, int64_t stride, int64_t padding, bool share) {
+  forward(pool_if(share, pool), {k.dimensions()[0], stride, padding}, x, k, {}, g);
+  return ffi::Error::Success();
+}
+
+// residual: empty where there is none.
+ffi::Error ForwardAffine(
+    ffi::ThreadPool pool, Array x, Array k, Array offset, Array residual, Result g, int64_t stride, int64_t padding, bool share,
+    bool relu) {
+  const float* added = residual.element_count() ? residual.typed_data() : nullptr;
+  const mosaic::Epilogue epilogue{g->typed_data(), offset.typed_data(), added, relu};
+  forward(pool_if(share, pool), {k.dimensions()[0], stride, padding}, x, k, epilogue, g);
   return ffi::Error::Success();
 }
 
@@ -29,7 +41,7 @@ ffi::Error ToImages(ffi::ThreadPool pool, Array g, Array k, Result x, int64_t st
   const Geometry geometry{kernel[0], stride, padding};
   const auto c = mosaic::transposed_of(geometry, outputs[0], outputs[1], outputs[2], kernel[3], images[1], images[2], kernel[2]);
   if (stride > geometry.size) std::memset(x->typed_data(), 0, x->size_bytes());  // pixels that no tap meets
-  mosaic::correlate(pool_if(share, pool), geometry, true, c, g.typed_data(), k.typed_data(), x->typed_data());
+  mosaic::correlate(pool_if(share, pool), geometry, true, c, g.typed_data(), k.typed_data(), {}, x->typed_data());
   return ffi::Error::Success();
 }
 
@@ -91,7 +103,10 @@ auto bind() {
   return with_results<Results>(with_arguments<Arguments>(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()));
 }
 
-auto bind_map() { return bind<2, 1>().Attr<int64_t>("stride").Attr<int64_t>("padding").Attr<bool>("share"); }
+template <int Arguments>
+auto bind_map() {
+  return bind<Arguments, 1>().template Attr<int64_t>("stride").template Attr<int64_t>("padding").template Attr<bool>("share");
+}
 
 template <int Arguments, int Results>
 auto bind_pixels() {
@@ -100,9 +115,10 @@ auto bind_pixels() {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind_map());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind_map());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind_map());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind_map<2>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward_affine, ForwardAffine, bind_map<4>().Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind_map<2>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind_map<2>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_moments, Moments, (bind<1, 2>().Attr<bool>("share")));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_scale_shift, ScaleShift, (bind_pixels<4, 1>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_products, Products, (bind_pixels<4, 2>()));

@@ -8,8 +8,8 @@
 #include <array>
 #include <type_traits>
 
+#include "epilogue.h"
 #include "threads.h"
-#include "tiles.h"
 
 namespace mosaic {
 
@@ -91,9 +91,6 @@ void map_pixels(ThreadPool* pool, Pixels pixels, Maps maps, float* to) {
     });
   });
 }
-
-// max(value, 0), which keeps what is not a number.
-inline Vector rectified(Vector value) { return value < Vector{} ? Vector{} : value; }
 
 // g at a place, where y is positive if there was a ReLU.
 template <bool Full, bool Relu>

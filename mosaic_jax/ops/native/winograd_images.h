@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "epilogue.h"
 #include "threads.h"
 #include "winograd.h"
 
@@ -82,9 +83,11 @@ inline void multiply(
 }
 
 // The pixels of some tiles from `first` on (fewer than 2x2 at an odd edge), from their products m; added to what is there or not.
+// epilogue: of what then is there.
 template <class Taps>
 MOSAIC_FLAT void transform_outputs(
-    Taps, const Correlation& c, const Grid& grid, const float* m, int64_t room, int64_t first, int64_t tiles, bool add, float* out) {
+    Taps, const Correlation& c, const Grid& grid, const float* m, int64_t room, int64_t first, int64_t tiles, bool add,
+    const Epilogue& epilogue, float* out) {
   const Tiling tiling(grid);
   const int64_t apart = spread(room * c.out), column = c.out_step * c.out, line = column * c.out_width;
   for (int64_t tile = first; tile < first + tiles; ++tile, m += kLanes) {
@@ -99,14 +102,15 @@ MOSAIC_FLAT void transform_outputs(
           [&](int i, int j, Vector value) {
             if ((i == 1 && !below) || (j == 1 && !beside)) return;
             float* to = of_tile + i * line + j * column + channel;
-            store(to, add ? load(to) + value : value);
+            store(to, epilogue(add ? load(to) + value : value, to, channel, kLanes));
           });
     }
   }
 }
 
 // All grids of `count` images.
-inline void run_winograd(const Correlation& c, const float* images, int64_t count, const float* packed, float* out) {
+inline void run_winograd(
+    const Correlation& c, const float* images, int64_t count, const float* packed, const Epilogue& epilogue, float* out) {
   const int64_t room = tiles_at_once(c.in);
   const size_t together = c.out_step == 1 ? c.grids.size() : 1;  // grids that make the same pixels
   float* zeros = scratch(1, c.in);
@@ -125,7 +129,8 @@ inline void run_winograd(const Correlation& c, const float* images, int64_t coun
         with_taps(grid, [&](auto taps) {
           transform_images(taps, c, grid, images, c.in, first, tiles, zeros, v, kLanes, room * kLanes, spread(room * c.in));
           multiply(taps.Products, u, v, tiles, room, c.in, c.out, kept, m);
-          if (!goes_on) transform_outputs(taps, c, grid, m, room, first, tiles, begun, out);
+          const bool ends = each + 1 == set + together;
+          if (!goes_on) transform_outputs(taps, c, grid, m, room, first, tiles, begun, ends ? epilogue : Epilogue{}, out);
         });
         u += products_of(grid) * spread(c.in * c.out);
         kept = goes_on, begun = begun || !goes_on;
