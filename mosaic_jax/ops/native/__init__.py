@@ -1,8 +1,9 @@
 """The three maps of a convolution and the parts of BatchNorm as C++ of our own for CPUs, called by XLA as foreign functions.
 
 On an AMD EPYC with AVX2, whose core has a peak of 102 GFLOP/s, XLA's kernels run forward at 48 to 84 and need detours for both
-gradients; these run all three at 70 to 88, also inside loops, and in Winograd's form, which 3x3 convolutions of stride 1 and kernels of
-up to twice their stride have from 16 or 32 channels on, at the like of 120 to 230 (Zen 4, whose core multiplies matrices at 103).
+gradients; these run all three at 70 to 88, also inside loops. Winograd's form, which 3x3 convolutions of stride 1 have from 16
+channels on and kernels of up to twice their stride from 32, makes that the like of 120 to 230 on a Zen 4 core, which multiplies
+matrices at 103.
 XLA's loops over pixels with a number for each channel, which BatchNorm consists of, run at a third of these ones' speed or less.
 Compiled on the machine that runs them (io/native_library.py); where that cannot be, ops/canonical.py does the same work.
 """
