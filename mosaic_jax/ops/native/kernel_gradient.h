@@ -72,18 +72,14 @@ inline void add_part(const KernelShape& s, const KernelPart& part, const float* 
     float* block_sum = sum;
     for (int index = 0; index < num_blocks(s.out); ++index) {
       const Channels block = block_of(s.out, index);
-      const int most = most_rows(block.vectors);
       for (int64_t p = 0; p < count * pixels; p += kPixelsAtOnce) {
         const int64_t here = std::min(kPixelsAtOnce, count * pixels - p);
         float* to = block_sum;
         for (int64_t i = 0; i < geometry.size; ++i) {
-          // Equal tiles: a last one of few rows would wait for its own additions.
-          const int64_t tiles = (run + most - 1) / most;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t begin = run * tile / tiles, rows = run * (tile + 1) / tiles - begin;
-            find_kernel_tile(block.vectors, static_cast<int>(rows))(images + i * lines + begin, offsets.data() + p, from + p * block.width(), here, to);
+          in_equal_parts(run, most_rows(block.vectors), [&](int64_t begin, int rows) {
+            find_kernel_tile(block.vectors, rows)(images + i * lines + begin, offsets.data() + p, from + p * block.width(), here, to);
             to += rows * block.width();
-          }
+          });
         }
       }
       from += count * pixels * block.width();

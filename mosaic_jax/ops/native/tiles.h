@@ -168,6 +168,16 @@ inline Channels block_of(int channels, int index) {
   const int first = pairs * 2 * kLanes + (index - pairs) * kLanes;
   return {first, 1, channels - first < kLanes ? channels - first : kLanes};
 }
+// body(begin, size) for `count` things in as few parts of at most `most` as it takes, equal ones: a last one of few rows would wait for
+// its own additions.
+template <class Body>
+void in_equal_parts(int64_t count, int most, Body body) {
+  const int64_t parts = (count + most - 1) / most;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = count * part / parts;
+    body(begin, static_cast<int>(count * (part + 1) / parts - begin));
+  }
+}
 inline int padded(int channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
 
 }  // namespace mosaic

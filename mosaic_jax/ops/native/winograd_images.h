@@ -67,15 +67,13 @@ inline void multiply(
   for (int64_t product = 0; product < products; ++product, u += kLanes, v += spread(room * in), m += spread(room * out)) {
     for (int index = 0; index < num_blocks(static_cast<int>(out)); ++index) {
       const Channels block = block_of(static_cast<int>(out), index);
-      const int64_t parts = (tiles + most_rows(block.vectors) - 1) / most_rows(block.vectors);
       for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t begin = chunks * piece / pieces, count = chunks * (piece + 1) / pieces - begin;
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t first = tiles * part / parts, rows = tiles * (part + 1) / parts - first;
-          find_product_tile(block.vectors, static_cast<int>(rows))(
+        in_equal_parts(tiles, most_rows(block.vectors), [&](int64_t first, int rows) {
+          find_product_tile(block.vectors, rows)(
               v + begin * room * kLanes + first * kLanes, room * kLanes, u, count, add || piece > 0,
               m + block.first * room + first * kLanes, room * kLanes);
-        }
+        });
         u += count * kLanes * block.width();
       }
     }
@@ -121,7 +119,7 @@ inline void run_winograd(
     const int64_t all = count * Tiling(c.grids[set]).of_image();
     for (int64_t first = 0; first < all; first += room) {
       const int64_t tiles = std::min(room, all - first);
-      const float* u = packed;
+      const float* u = packed + products_before(c, set) * spread(c.in * c.out);
       bool begun = false, kept = false;  // whether out, and m, hold the sum of other grids
       for (size_t each = set; each < set + together; ++each) {
         const Grid& grid = c.grids[each];
@@ -136,7 +134,6 @@ inline void run_winograd(
         kept = goes_on, begun = begun || !goes_on;
       }
     }
-    for (size_t each = set; each < set + together; ++each) packed += products_of(c.grids[each]) * spread(c.in * c.out);
   }
 }
 

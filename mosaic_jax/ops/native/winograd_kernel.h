@@ -56,7 +56,6 @@ inline void add_winograd(
     }
     for (int index = 0; index < num_blocks(static_cast<int>(c.out)); ++index) {
       const Channels block = block_of(static_cast<int>(c.out), index);
-      const int64_t parts = (channels + most_rows(block.vectors) - 1) / most_rows(block.vectors);
       const float* images = v;
       float* to = sum + block.first * channels;
       for (size_t each = 0; each < c.grids.size(); ++each) {
@@ -65,11 +64,9 @@ inline void add_winograd(
           with_taps(grid, [&](auto taps) { transform_cotangents(taps, c, tiling, block, g, tile, tiles, e); });
         const float* cotangents = e;
         for (int64_t product = 0; product < products_of(grid); ++product) {
-          for (int64_t part = 0; part < parts; ++part) {
-            const int64_t begin = channels * part / parts, rows = channels * (part + 1) / parts - begin;
-            find_kernel_tile(block.vectors, static_cast<int>(rows))(
-                images + begin, offsets.data(), cotangents, tiles, to + begin * block.width());
-          }
+          in_equal_parts(channels, most_rows(block.vectors), [&](int64_t begin, int rows) {
+            find_kernel_tile(block.vectors, rows)(images + begin, offsets.data(), cotangents, tiles, to + begin * block.width());
+          });
           images += apart, cotangents += spread(kTilesAtOnce * block.width()), to += spread(channels * c.out);
         }
       }
