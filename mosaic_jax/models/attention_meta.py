@@ -57,7 +57,8 @@ class FeedForward(nn.Module):
     def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
         hidden = nn.Dense(self.size, kernel_init=xavier, name="linear1")(inputs)
         hidden = Dropout(self.dropout_rate, relu=True)(hidden, deterministic)
-        return nn.Dense(inputs.shape[-1], kernel_init=xavier, name="linear2")(hidden)
+        product = lambda rows, kernel, *_, **__: ops.narrowing_product(rows, kernel)  # noqa: E731
+        return nn.Dense(inputs.shape[-1], kernel_init=xavier, dot_general=product, name="linear2")(hidden)
 
 
 class AttentionMeta(nn.Module):
