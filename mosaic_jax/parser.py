@@ -20,6 +20,10 @@ REMEDIES = {
 }
 
 
+# Where a command writes has another name in others.
+SAME_ELSEWHERE = {"--out": "--run-dir", "--run-dir": "--out"}
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and name the nearest command or option."""
 
@@ -41,7 +45,9 @@ class Parser(argparse.ArgumentParser):
         for name in (item.partition("=")[0] for item in arguments):
             options: Iterable[str] = parser._option_string_actions
             if name.startswith("--") and name != "--" and name not in options:
-                hint = did_you_mean(name, options) or f"; see {parser.prog} --help"
+                meant = SAME_ELSEWHERE.get(name)
+                hint = f"; did you mean {meant}?" if meant in options else did_you_mean(name, options)
+                hint = hint or f"; see {parser.prog} --help"
                 raise ConfigError(f"{name} is no option of {parser.prog}{hint}")
         return self.parse_args(arguments)
 

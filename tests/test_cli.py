@@ -29,6 +29,7 @@ BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
     (["trian"], "the commands are train, compare, plan, partition, config, prepare, evaluate, sample, report; did you mean train?"),
     (["train"], "the following arguments are required: --config"),
+    (["train", "--out", "x"], "--out is no option of mosaic-jax train; did you mean --run-dir?"),
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),
     (["train", "--config"], "--config: expected one argument"),
     (["train", "--config", "nowhere.py"], "config file nowhere.py: not found"),

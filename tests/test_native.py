@@ -4,6 +4,7 @@ import contextlib
 import functools
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -224,6 +225,41 @@ def test_clients_with_a_core_each_keep_to_it(devices: int) -> None:
     one = lambda k, x: conv2d(x, k, padding=1)  # noqa: E731
     traced = str(jax.make_jaxpr(lambda k, x: for_each_client(one, (k,), (x,), plan))(kernels, images))
     assert str(devices == 1) in traced.split("share", 1)[1][:12]
+
+
+WITHOUT_MEMORY = """
+import resource
+import jax, jax.numpy as jnp
+from mosaic_jax.io import native_library
+from mosaic_jax.ops import conv2d, native, set_lowering
+
+native.register(native_library.library())
+set_lowering("native")
+
+
+def attempt(batch, length, channels, size, stride):
+    arrays = jnp.ones((batch, length, length, channels)), jnp.ones((size, size, channels, channels))
+    convolve = jax.jit(lambda x, k: conv2d(x, k, stride=stride, padding=1)).lower(*arrays).compile()
+    (used,) = (int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, resource.RLIM_INFINITY))
+    try:
+        convolve(*arrays).block_until_ready()
+    except jax.errors.JaxRuntimeError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(float(convolve(*arrays).max()))
+
+
+attempt(1, 4, 1024, 3, 1)  # the packed kernel, of the thread that calls, needs more than is left
+attempt(2, 2048, 8, 16, 15)  # the padded image of each task does
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_runs_out_is_an_error_and_the_process_goes_on() -> None:
+    told = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=True).stdout.splitlines()
+    error = "RESOURCE_EXHAUSTED: no memory for the work space of a convolution"
+    assert told == [error, str(9.0 * 1024), error, str(256.0 * 8)]
 
 
 def test_kernels_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

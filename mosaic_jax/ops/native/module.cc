@@ -21,36 +21,32 @@ void forward(mosaic::ThreadPool* pool, const Geometry& geometry, const Array& x,
       pool, geometry, images[0], images[1], images[2], kernel[2], kernel[3], x.typed_data(), k.typed_data(), epilogue, g->typed_data());
 }
 
-ffi::Error Forward(ffi::ThreadPool pool, Array x, Array k, Result g, int64_t stride, int64_t padding, bool share) {
+void Forward(ffi::ThreadPool pool, Array x, Array k, Result g, int64_t stride, int64_t padding, bool share) {
   forward(pool_if(share, pool), {k.dimensions()[0], stride, padding}, x, k, {}, g);
-  return ffi::Error::Success();
 }
 
 // residual: empty where there is none.
-ffi::Error ForwardAffine(
+void ForwardAffine(
     ffi::ThreadPool pool, Array x, Array k, Array offset, Array residual, Result g, int64_t stride, int64_t padding, bool share,
     bool relu) {
   const float* added = residual.element_count() ? residual.typed_data() : nullptr;
   const mosaic::Epilogue epilogue{g->typed_data(), offset.typed_data(), added, relu};
   forward(pool_if(share, pool), {k.dimensions()[0], stride, padding}, x, k, epilogue, g);
-  return ffi::Error::Success();
 }
 
-ffi::Error ToImages(ffi::ThreadPool pool, Array g, Array k, Result x, int64_t stride, int64_t padding, bool share) {
+void ToImages(ffi::ThreadPool pool, Array g, Array k, Result x, int64_t stride, int64_t padding, bool share) {
   const auto outputs = g.dimensions(), kernel = k.dimensions(), images = x->dimensions();
   const Geometry geometry{kernel[0], stride, padding};
   const auto c = mosaic::transposed_of(geometry, outputs[0], outputs[1], outputs[2], kernel[3], images[1], images[2], kernel[2]);
   if (stride > geometry.size) std::memset(x->typed_data(), 0, x->size_bytes());  // pixels that no tap meets
   mosaic::correlate(pool_if(share, pool), geometry, true, c, g.typed_data(), k.typed_data(), {}, x->typed_data());
-  return ffi::Error::Success();
 }
 
-ffi::Error ToKernel(ffi::ThreadPool pool, Array x, Array g, Result k, int64_t stride, int64_t padding, bool share) {
+void ToKernel(ffi::ThreadPool pool, Array x, Array g, Result k, int64_t stride, int64_t padding, bool share) {
   const auto images = x.dimensions(), outputs = g.dimensions(), kernel = k->dimensions();
   const mosaic::KernelShape shape{{kernel[0], stride, padding}, images[0], images[1], images[2], images[3],
                                   outputs[1], outputs[2], outputs[3]};
   mosaic::kernel_gradient(pool_if(share, pool), shape, x.typed_data(), g.typed_data(), k->typed_data());
-  return ffi::Error::Success();
 }
 
 mosaic::Pixels pixels_of(const Array& x, const Array& of_channels) {
@@ -58,34 +54,45 @@ mosaic::Pixels pixels_of(const Array& x, const Array& of_channels) {
   return {static_cast<int64_t>(x.element_count()) / channels, channels};
 }
 
-ffi::Error Moments(ffi::ThreadPool pool, Array x, Result mean, Result var, bool share) {
+void Moments(ffi::ThreadPool pool, Array x, Result mean, Result var, bool share) {
   mosaic::moments(pool_if(share, pool), pixels_of(x, *mean), x.typed_data(), mean->typed_data(), var->typed_data());
-  return ffi::Error::Success();
 }
 
-ffi::Error ScaleShift(
+void ScaleShift(
     ffi::ThreadPool pool, Array x, Array center, Array factor, Array offset, Result y, bool relu, bool share) {
   mosaic::scale_shift(
       pool_if(share, pool), pixels_of(x, factor), relu, x.typed_data(), center.typed_data(), factor.typed_data(),
       offset.typed_data(), y->typed_data());
-  return ffi::Error::Success();
 }
 
-ffi::Error Products(ffi::ThreadPool pool, Array g, Array x, Array y, Array mean, Result plain, Result centered, bool relu, bool share) {
+void Products(ffi::ThreadPool pool, Array g, Array x, Array y, Array mean, Result plain, Result centered, bool relu, bool share) {
   mosaic::products(
       pool_if(share, pool), pixels_of(x, mean), relu, g.typed_data(), x.typed_data(), y.typed_data(), mean.typed_data(),
       plain->typed_data(), centered->typed_data());
-  return ffi::Error::Success();
 }
 
-ffi::Error Combine(
+void Combine(
     ffi::ThreadPool pool, Array g, Array x, Array y, Array center, Array factor, Array slope, Array offset, Result to_x, bool relu,
     bool share) {
   mosaic::combine(
       pool_if(share, pool), pixels_of(x, factor), relu, g.typed_data(), x.typed_data(), y.typed_data(), center.typed_data(),
       factor.typed_data(), slope.typed_data(), offset.typed_data(), to_x->typed_data());
-  return ffi::Error::Success();
 }
+
+// A handler: Function, and XLA told where its work space found no memory.
+template <auto Function>
+struct Answer;
+template <class... Arguments, void (*Function)(Arguments...)>
+struct Answer<Function> {
+  static ffi::Error of(Arguments... arguments) {
+    try {
+      Function(std::move(arguments)...);
+      return ffi::Error::Success();
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the work space of a convolution");
+    }
+  }
+};
 
 // A binding that goes on with so many arrays as arguments, then as results; bindings can be neither copied nor moved.
 template <int Count, class Binding>
@@ -115,11 +122,11 @@ auto bind_pixels() {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Forward, bind_map<2>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward_affine, ForwardAffine, bind_map<4>().Attr<bool>("relu"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, ToImages, bind_map<2>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, ToKernel, bind_map<2>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_moments, Moments, (bind<1, 2>().Attr<bool>("share")));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_scale_shift, ScaleShift, (bind_pixels<4, 1>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_products, Products, (bind_pixels<4, 2>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_combine, Combine, (bind_pixels<7, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward, Answer<Forward>::of, bind_map<2>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_forward_affine, Answer<ForwardAffine>::of, bind_map<4>().Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_images, Answer<ToImages>::of, bind_map<2>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_to_kernel, Answer<ToKernel>::of, bind_map<2>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_moments, Answer<Moments>::of, (bind<1, 2>().Attr<bool>("share")));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_scale_shift, Answer<ScaleShift>::of, (bind_pixels<4, 1>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_products, Answer<Products>::of, (bind_pixels<4, 2>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mosaic_combine, Answer<Combine>::of, (bind_pixels<7, 1>()));
