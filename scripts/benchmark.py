@@ -22,6 +22,7 @@ import os
 import pickle
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ CHECKED_PASSES = 2
 
 class Mismatch(Exception):
     """Both sides do not compute the same; their times would say nothing."""
+
+
+class Unequal(Exception):
+    """Both sides would compute on different devices."""
 
 
 def loss_error(row: Row, ours: dict[str, np.ndarray], twin: dict[str, np.ndarray], untrained: bool) -> float:
@@ -122,8 +127,13 @@ def measure_scale(rows: tuple[Row, ...], repeats: int) -> list[Result]:
     return [with_peaks(result) for result in results]
 
 
-def run(rows: tuple[Row, ...], repeats: int, named: bool = False) -> list[Result]:
-    """Measure and print row after row; named: whether a row that is for a GPU was asked for by its name."""
+def run(
+    rows: tuple[Row, ...], repeats: int, named: bool = False, keep: Callable[[list[Result]], None] = lambda results: None
+) -> None:
+    """Measure and print row after row; named: whether a row that is for a GPU was asked for by its name.
+
+    keep: is given all results so far after every row. Raises Unequal where the two sides would compute on different devices.
+    """
     import jax
 
     from mosaic_jax.config import MappingConfig
@@ -140,6 +150,9 @@ def run(rows: tuple[Row, ...], repeats: int, named: bool = False) -> list[Result
     if against:
         import torch
 
+        ours, theirs = jax.default_backend(), "gpu" if torch.cuda.is_available() else "cpu"
+        if ours != theirs:
+            raise Unequal(f"JAX computes on a {ours} and PyTorch on a {theirs}; install both for the same device")
         version = f", torch {torch.__version__} with {torch.get_num_threads()} threads"
     scale = tuple(row for row in rows if row.what == "scale")
     results = []
@@ -147,11 +160,12 @@ def run(rows: tuple[Row, ...], repeats: int, named: bool = False) -> list[Result
     for row in against:
         results.append(measure(row, repeats))
         print(line(results[-1]), flush=True)
+        keep(results)
     scaled = measure_scale(scale, repeats) if scale else []
+    keep(results + scaled)
     for text in (*map(line, scaled), *(scale_lines(scaled) if scaled else ())):
         print(text, flush=True)
     print(f"medians of {repeats} passes; {hardware()}{version}")
-    return results + scaled
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,24 +181,33 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: must be at least 1")
-    if options.json and not options.json.parent.is_dir():
-        parser.error(f"--json {options.json}: no such directory")
+    if options.json:
+        try:
+            with tempfile.TemporaryFile(dir=options.json.parent):
+                pass
+        except OSError as error:
+            parser.error(f"--json {options.json}: {error.strerror.lower()}; name a file in a directory that can be written")
+        if options.json.is_dir():
+            parser.error(f"--json {options.json}: is a directory; name a file")
     if any(row.what != "scale" for row in rows) and not has_torch():
         print("benchmark.py: the twin needs torch: pip install -e .[bench]", file=sys.stderr)
         return 2
+
+    def keep(results: list[Result]) -> None:
+        if options.json:
+            from mosaic_jax.io.run_directory import hardware
+
+            record = {"hardware": hardware(), "repeats": options.repeats, "rows": [result.as_json() for result in results]}
+            options.json.write_text(json.dumps(record, indent=2) + "\n")
+
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides share one GPU
     with tempfile.TemporaryDirectory(prefix="mosaic-jax-bench-") as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # for the processes that measure memory
         try:
-            results = run(rows, options.repeats, options.only is not None)
-        except Mismatch as mismatch:
-            print(f"benchmark.py: {mismatch}", file=sys.stderr)
-            return 1
-    if options.json:
-        from mosaic_jax.io.run_directory import hardware
-
-        record = {"hardware": hardware(), "repeats": options.repeats, "rows": [result.as_json() for result in results]}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+            run(rows, options.repeats, options.only is not None, keep)
+        except (Mismatch, Unequal) as refused:
+            print(f"benchmark.py: {refused}", file=sys.stderr)
+            return 1 if isinstance(refused, Mismatch) else 2
     return 0
 
 

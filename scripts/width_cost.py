@@ -4,6 +4,7 @@
 Both run by turns on scikit-learn's digits, 10 local steps of 32 images at each client; medians of 5 rounds, compilation apart.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -50,6 +51,7 @@ def compiled_round(values: dict[str, Any]) -> Callable[[], float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="Measure what a client of rate 1/16 costs beside so narrow a network.").parse_args()
     create_cpu_devices(Config().mapping, Config().partition.num_clients)
     native_library.set_lowering("auto", lambda text: print(text, file=sys.stderr))
     print(f"{'network':<16} {'rate 1/16, s':>13} {'so narrow, s':>13} {'ratio':>6}")

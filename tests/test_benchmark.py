@@ -42,6 +42,13 @@ def result(ours: list[float], twin: dict[str, list[float]]) -> Result:
     return Result(row, ours, twin, 10**12, 10**12, 3.25, 2e-6, 2**30, 2**31)
 
 
+def pretend_torch(monkeypatch: pytest.MonkeyPatch, *, cuda: bool) -> None:
+    """A torch of which only what the benchmark's own file asks for is there."""
+    torch = SimpleNamespace(__version__="none", get_num_threads=lambda: 1, cuda=SimpleNamespace(is_available=lambda: cuda))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(benchmark, "has_torch", lambda: True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -49,7 +56,8 @@ def result(ours: list[float], twin: dict[str, list[float]]) -> Result:
         (["speed"], "client-round"),
         (["meta-step", "--only", "dcgan"], "choose one of meta"),
         (["meta-step", "--repeats", "0"], "at least 1"),
-        (["meta-step", "--json", "no/such/directory/file.json"], "no such directory"),
+        (["meta-step", "--json", "no/such/directory/file.json"], "no such file or directory; name a file in a directory"),
+        (["meta-step", "--json", str(Path(__file__).parent)], "is a directory; name a file"),
     ],
 )
 def test_a_wrong_argument_ends_with_exit_status_2_and_what_is_right(
@@ -85,9 +93,9 @@ def test_rows_for_a_gpu_are_measured_on_a_cpu_only_where_they_are_named(monkeypa
     measured: list[str] = []
     some = result([2.0], {"eager": [4.0]})
     monkeypatch.setattr(benchmark, "measure", lambda row, repeats: measured.append(row.name) or some._replace(row=row))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__="none", get_num_threads=lambda: 1))
-    assert len(benchmark.run(chosen("client-round", None), 1)) == 3
-    assert not any("bf16" in name for name in measured)
+    pretend_torch(monkeypatch, cuda=False)
+    benchmark.run(chosen("client-round", None), 1)
+    assert len(measured) == 3 and not any("bf16" in name for name in measured)
     benchmark.run(chosen("client-round", "resnet18-64-bf16-10"), 1, named=True)
     assert measured[3:] == ["resnet18-64-bf16-10"]
 
@@ -132,13 +140,31 @@ def test_cores_become_devices_before_anything_starts_jax(monkeypatch: pytest.Mon
     order: list[str] = []
     monkeypatch.setattr("mosaic_jax.mapping.create_cpu_devices", lambda mapping, num: order.append(f"devices for {num} clients"))
     monkeypatch.setattr(benchmark, "measure_scale", lambda rows, repeats: order.append("measured") or [])
-    assert benchmark.run(chosen("scale", "scale-100"), 1) == []
+    benchmark.run(chosen("scale", "scale-100"), 1)
     assert order == ["devices for 100 clients", "measured"]
 
 
 def test_what_json_holds_can_be_written() -> None:
     record = json.loads(json.dumps(result([2.0], {"eager": [4.0]}).as_json()))
     assert (record["ratio"], record["torch_best"], record["images_per_pass"]) == (2.0, "eager", 1280)
+
+
+def test_rows_measured_before_a_mismatch_are_in_the_json_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def measure(row: Row, repeats: int) -> Result:
+        if row.name != "resnet18-64":
+            raise benchmark.Mismatch("losses differ")
+        return result([2.0], {"eager": [4.0]})
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    pretend_torch(monkeypatch, cuda=False)
+    assert benchmark.main(["client-round", "--json", str(tmp_path / "rows.json")]) == 1
+    assert [row["row"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["resnet18-64"]
+
+
+def test_sides_on_different_devices_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    pretend_torch(monkeypatch, cuda=True)
+    assert benchmark.main(["meta-step"]) == 2
+    assert "JAX computes on a cpu and PyTorch on a gpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("theirs", [[1.0, 2.1], [1.0, np.nan], [1.0]])

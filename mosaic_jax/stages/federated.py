@@ -29,7 +29,8 @@ class FederatedState(NamedTuple):
     """servers: the server's model of each architecture of the stage.
 
     clients: of each group, leaves [C_g, ...], the last model that each client sent, the received one before there is one; held:
-    the channels i32[C_g, n] that these models have, {} where all clients hold all; both () where no round is one of all clients.
+    the channels i32[C_g, n] that these models have, {} where all clients hold all; both () where no round is one of all clients,
+    and in a stage that goes on from others, whose clients' models nobody asks for.
     personal: of each group, leaves [C_g, ...] that stay on the clients, [] where there are none.
     prototypes: features f32[R, C, K, P, D], valid bool[R, C, K, P] of the last R rounds, P of each class kept; R = 0 where none
     are asked for.
@@ -77,6 +78,7 @@ def federated_stage(
     kinds = sorted({group.architecture for group in groups})
     optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
     parts = Participation(config, groups, name, num_rounds, num_full_rounds)
+    keeps_clients = start_from is None and parts.keeps_clients
     sizes = jnp.asarray(problem.num_samples, jnp.float32)
     num_banks = num_full_rounds if prototypes else 0
     shape = (num_banks, problem.num_clients, problem.num_classes, problem.kept_prototypes)
@@ -106,7 +108,7 @@ def federated_stage(
         clients, held = zip(*(first(group, server_of(group, servers)) for group in groups), strict=True)
         bank = Prototypes(jnp.zeros((*shape, problem.feature_size)), jnp.zeros(shape, bool))
         personal = tuple(personal_leaves(federation, own) for own in clients) if start_from is None else inputs.personal
-        return FederatedState(servers, *((clients, held) if parts.keeps_clients else ((), ())), personal, bank)
+        return FederatedState(servers, *((clients, held) if keeps_clients else ((), ())), personal, bank)
 
     def host(inputs: PyTree, start: int) -> tuple[Cohort, ...]:
         def of_group(clients: np.ndarray, arrives: np.ndarray) -> Cohort:
@@ -160,7 +162,7 @@ def federated_stage(
             )
             for kind, old in zip(kinds, state.servers, strict=True)
         )  # fmt: skip
-        kept = (latest(state.clients, sent), latest(state.held, held)) if parts.keeps_clients else ((), ())
+        kept = (latest(state.clients, sent), latest(state.held, held)) if keeps_clients else ((), ())
         personal = latest(state.personal, tuple(personal_leaves(federation, models) for models in sent))
         return FederatedState(servers, *kept, personal, bank), {"loss": loss}
 
