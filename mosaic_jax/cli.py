@@ -166,25 +166,23 @@ def run_plan(arguments: argparse.Namespace) -> int:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """`mosaic-jax evaluate RUN_DIR`."""
     check_run_dir(arguments.run_dir, checkpoints=True)
-    from mosaic_jax import runner
+    from mosaic_jax import restored
 
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
-    console.result_table(runner.evaluate(arguments.run_dir, console, arguments.data_dir))
+    console.result_table(restored.evaluate(arguments.run_dir, console, arguments.data_dir))
     return 0
 
 
 def run_sample(arguments: argparse.Namespace) -> int:
     """`mosaic-jax sample RUN_DIR --out FILE.png`."""
-    if arguments.num < 1:
-        raise ConfigError(f"--num {arguments.num}: must be at least 1")
-    check_picture(arguments.out)
+    check_picture(arguments.out, arguments.num)
     check_run_dir(arguments.run_dir, checkpoints=True)
-    from mosaic_jax import runner
+    from mosaic_jax import restored
 
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
-    runner.sample(arguments.run_dir, arguments.out, arguments.num, console, arguments.data_dir)
+    restored.sample(arguments.run_dir, arguments.out, arguments.num, console, arguments.data_dir)
     return 0
 
 

@@ -20,6 +20,8 @@ REMEDIES = {
 }
 
 
+MOST_IN_A_ROW = 1000
+
 # Where a command writes has another name in others.
 SAME_ELSEWHERE = {"--out": "--run-dir", "--run-dir": "--out"}
 
@@ -98,8 +100,11 @@ def check_run_dir(run_dir: Path, *, checkpoints: bool) -> None:
         raise ConfigError(f"run directory {run_dir}: holds no checkpoints; run `mosaic-jax train` with this --run-dir first")
 
 
-def check_picture(out: Path) -> None:
-    """Raises ConfigError unless `--out` names a .png file in a directory that exists and can be written."""
+def check_picture(out: Path, num: int = 1) -> None:
+    """Raises ConfigError unless `--out` names a .png file in a directory that exists and can be written, and `--num`, the images of
+    its rows, is none that only few programs would open."""
+    if not 1 <= num <= MOST_IN_A_ROW:
+        raise ConfigError(f"--num {num}: must be 1 to {MOST_IN_A_ROW}")
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out}: must end in .png")
     try:

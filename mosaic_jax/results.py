@@ -16,16 +16,22 @@ from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.types import PyTree
 
 GRID_IMAGES = 12
+AT_ONCE = 256  # images of each client
 
 
 def generated(problem: Problem, generators: PyTree, num: int) -> np.ndarray:
     """f32[C, num, 32, 32, 3], as distillation would draw them, of the clients that took part."""
     generator = problem.config.generator
     # Batch statistics of a handful of images would not be those of training.
-    drawn = max(num, problem.config.distill.samples_per_client)
-    key = key_at(problem.config.seed, "samples")
-    images = jax.jit(lambda g: synthetic_images(problem.generator, g, key, drawn, generator.sampling_batch_norm))(generators)
-    return np.asarray(images).reshape(-1, drawn, *images.shape[1:])[:, :num]
+    size = max(min(num, AT_ONCE), problem.config.distill.samples_per_client)
+
+    @jax.jit
+    def draw(generators: PyTree, batch: jax.Array) -> jax.Array:
+        key = key_at(problem.config.seed, "samples", batch)
+        return synthetic_images(problem.generator, generators, key, size, generator.sampling_batch_norm)
+
+    batches = [np.asarray(jax.block_until_ready(draw(generators, batch))) for batch in range(-(-num // size))]
+    return np.concatenate([batch.reshape(-1, size, *batch.shape[1:]) for batch in batches], axis=1)[:, :num]
 
 
 def save_samples(problem: Problem, generators: PyTree, run_dir: Path) -> None:

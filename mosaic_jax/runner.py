@@ -1,6 +1,5 @@
 """The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
 
-import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,11 +27,11 @@ from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.reuse import take
-from mosaic_jax.io.samples import answering_for, image_grid, save_grid
 from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
 from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.limit import check, choice, fit, remedies
-from mosaic_jax.results import generated, results_of, save_samples
+from mosaic_jax.planning.memory import common_capacity
+from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
@@ -84,13 +83,18 @@ def catch_signals() -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
+def is_shortage(error: Exception) -> bool:
+    """Whether an error says that memory ran out, of the host or of a device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 @contextmanager
 def naming_what_needs_memory(problem: Problem, stage: str) -> Iterator[None]:
     """Memory that runs out in the block, of the host or of a device, is an OutOfMemory that names the stage and what to change."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if is_shortage(error):
             asked = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")[:120]
             raise OutOfMemory(f"{stage}: out of memory ({asked}); {remedies(problem, stage)}") from error
         raise
@@ -125,8 +129,9 @@ def train(
             console.result_table(results)
             return 0
         first = processes.is_first()
+        there = common_capacity()
         with processes.together():
-            problem, found = _problem(config, console)
+            problem, found = prepare(config, console, there)
         processes.check_same_data(" ".join(found.values()))
         with processes.together():
             traces = Profile(profile, console.warning) if profile and first else None
@@ -164,32 +169,10 @@ def train(
         return 0
 
 
-def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> dict[str, Any]:
-    """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json.
-
-    data_dir: where its data are now, None for where they were.
-    """
-    problem, outputs = _restore(run_dir, console, data_dir)
-    with naming_what_needs_memory(problem, "evaluation"):
-        results = results_of(problem, outputs, run_dir, list(outputs))
-    run_directory.write_results(run_dir, results)
-    return results
-
-
-def sample(run_dir: Path, out: Path, num: int, console: Console, data_dir: str | None = None) -> None:
-    """Draw `num` images of every client's generator into a PNG, one row a client; data_dir as in `evaluate`."""
-    problem, outputs = _restore(run_dir, console, data_dir)
-    if "generators" not in outputs:
-        raise run_directory.missing(run_dir, "generators")
-    images = generated(problem, outputs["generators"], num)
-    labels = [f"client {client}" for client in problem.participants]
-    with answering_for(out):
-        save_grid(out, image_grid(images, labels))
-    console.message(f"{out}: {num} images of each of {len(problem.participants)} generators")
-
-
-def _problem(config: Config, console: Console) -> tuple[Problem, dict[str, str]]:
-    """The problem of a configuration, and the digests of its data."""
+def prepare(config: Config, console: Console, there: int | None = None) -> tuple[Problem, dict[str, str]]:
+    """The problem of a configuration, and the digests of its data. there: as in `fit`."""
+    if jax.config.jax_enable_x64:
+        raise ConfigError("JAX_ENABLE_X64: is on, and a run computes in float32; unset it")
     create_cpu_devices(config.mapping, config.partition.num_clients)
     # Data that are missing are said before kernels are compiled, which takes seconds.
     dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
@@ -209,14 +192,14 @@ def _problem(config: Config, console: Console) -> tuple[Problem, dict[str, str]]
         if len(problem.participants) < problem.num_clients:
             absent = np.setdiff1d(np.arange(problem.num_clients), problem.participants)
             console.warning(f"these clients never take part in the warm-up and have no generator: {', '.join(map(str, absent))}")
-    problem, stages = fit(problem)
+    problem, stages = fit(problem, there)
     check(problem, stages, console.warning)
     for line in choice(problem):
         console.message(line)
     return problem, digests(dataset, problem.splits)
 
 
-def _checkpoints(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoints:
+def checkpoints_of(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckpoints:
     config, directory = problem.config, run_dir / "checkpoints" / stage.name
     return StageCheckpoints(directory, stage.name, config_hash(config), config.checkpoint.keep, stage.sharding)
 
@@ -246,7 +229,7 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
 def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
     """One stage from its newest checkpoint, or its start, to its end -> its output."""
     inputs = stage.inputs(outputs)
-    checkpoints = _checkpoints(run.problem, run.directory, stage)
+    checkpoints = checkpoints_of(run.problem, run.directory, stage)
     try:
         restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), run.console.warning)
         if restored is None:
@@ -368,28 +351,3 @@ def _means(stage: Stage, losses: dict[str, np.ndarray], first: int, stop: int, p
         reached = values[values != 0]
         means[name] = float(reached.mean()) if reached.size else 0.0
     return means
-
-
-def _restore(run_dir: Path, console: Console, data_dir: str | None = None) -> tuple[Problem, Outputs]:
-    """The problem and the outputs of every finished stage of a run, nothing trained."""
-    config = run_directory.read_config(run_dir)
-    if data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
-    problem, found = _problem(config, console)
-    check_data(run_dir, config.data.source, found)
-    run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
-    outputs: Outputs = {}
-    for stage in stages_of(problem):
-        if not (run_dir / "checkpoints" / stage.name).is_dir():
-            break
-        with naming_what_needs_memory(problem, stage.name):
-            inputs = stage.inputs(outputs)
-            checkpoints = _checkpoints(problem, run_dir, stage)
-            restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
-            checkpoints.close()
-            if restored is None or restored[0] < stage.num_steps:
-                break
-            outputs[stage.name] = stage.output(restored[1], inputs)
-    if not outputs:
-        raise run_directory.missing(run_dir, "warmup")
-    return problem, outputs

@@ -21,6 +21,7 @@ from mosaic_jax.config import ConfigError, MappingConfig
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, bring_here, for_each_client, make_plan, place, shardings
+from mosaic_jax.planning import memory
 
 SHARDING = {"server": REPLICATED, "clients": SHARDED, "rounds": PartitionSpec(None, AXIS)}
 
@@ -40,6 +41,12 @@ def refusal(call: Callable[[], object]) -> str:
     return "not refused"
 
 
+def common_room() -> int:
+    """What both processes take for their memory, where one has less."""
+    memory.capacity = lambda: 1000 - processes.index()
+    return memory.common_capacity()
+
+
 def agreement(shared: Path, own: Path) -> dict[str, object]:
     """Signals, errors and directories of one process become those of both."""
     last = processes.index() == 1
@@ -57,6 +64,7 @@ def agreement(shared: Path, own: Path) -> dict[str, object]:
     claim(shared / "run")
     return {
         "count": processes.count(),
+        "room": common_room(),
         "no_signal": processes.first_signal([]),
         "signal": processes.first_signal([signal.SIGTERM] if last else []),
         "together": refusal(fails_in_one),

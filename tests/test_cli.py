@@ -62,7 +62,8 @@ BAD_ARGUMENTS = [
     (["sample", "nowhere", "--out", "a.jpg"], "--out a.jpg: must end in .png"),
     (["sample", "nowhere", "--out", "no/such/a.png"], "--out no/such/a.png: the directory no/such does not exist"),
     (["sample", "nowhere", "--out", "/proc/a.png"], "--out /proc/a.png: cannot be written ("),
-    (["sample", "nowhere", "--out", "a.png", "--num", "0"], "--num 0: must be at least 1"),
+    (["sample", "nowhere", "--out", "a.png", "--num", "0"], "--num 0: must be 1 to 1000"),
+    (["sample", "nowhere", "--out", "a.png", "--num", "2000"], "--num 2000: must be 1 to 1000"),
 ]
 
 
@@ -120,15 +121,16 @@ def test_a_run_directory_is_named_after_config_preset_and_seed(preset: str | Non
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """A stand-in for mosaic_jax.runner that records what it is asked."""
+    """A stand-in for mosaic_jax.runner and mosaic_jax.restored that records what it is asked."""
     calls = []
     stand_in = types.ModuleType("mosaic_jax.runner")
     stand_in.train = lambda config, run_dir, **options: calls.append((config, run_dir, options)) or 143
     results = {"method": "mosaic", "seed": 0, "models": {}, "class_names": []}
     stand_in.evaluate = lambda run_dir, console, data_dir: calls.append((run_dir, data_dir)) or results
     stand_in.sample = lambda run_dir, out, num, console, data_dir: calls.append((run_dir, out, num, data_dir))
-    monkeypatch.setitem(sys.modules, "mosaic_jax.runner", stand_in)
-    monkeypatch.setattr("mosaic_jax.runner", stand_in, raising=False)
+    for name in ("mosaic_jax.runner", "mosaic_jax.restored"):
+        monkeypatch.setitem(sys.modules, name, stand_in)
+        monkeypatch.setattr(name, stand_in, raising=False)
     return types.SimpleNamespace(calls=calls)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import StoppingConsole, assert_same_run, fingerprints, series, tiny, train
 
-from mosaic_jax import cli, runner
+from mosaic_jax import cli, restored, runner
 from mosaic_jax.config import Config, ConfigError, PartitionConfig, WarmupConfig
 from mosaic_jax.config_io import with_values
 from mosaic_jax.data.participation import draw_cohort
@@ -198,7 +198,7 @@ def test_the_last_round_of_mosaics_warm_up_has_every_client_so_that_later_stages
     assert train(config, tmp_path / "run", stop_after="warmup") == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == ["global", "clients"]
-    problem, outputs = runner._restore(tmp_path / "run", Console(quiet=True))
+    problem, outputs = restored.restore(tmp_path / "run", Console(quiet=True))
     stages = {stage.name: stage for stage in stages_of(problem)}
     assert [len(stages["warmup"].host((), round_)[0].clients) for round_ in range(3)] == [2, 2, 3]
     assert [len(stages["finetune"].host((), round_)[0].clients) for round_ in range(2)] == [2, 2]

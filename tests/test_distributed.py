@@ -17,7 +17,7 @@ import pytest
 from conftest import StoppingConsole, series, tiny, train
 from one_of_two import SHARDING, state
 
-from mosaic_jax import runner
+from mosaic_jax import restored
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.metrics import read
@@ -135,7 +135,7 @@ def test_processes_that_slurm_names_go_on_with_the_run_of_one_and_only_the_first
 
 
 def test_a_run_of_two_processes_ends_where_that_of_one_ends(relay: Relay, finished: Path) -> None:
-    ours, theirs = (runner._restore(run_dir, Console(quiet=True))[1] for run_dir in (relay.run_dir, finished))
+    ours, theirs = (restored.restore(run_dir, Console(quiet=True))[1] for run_dir in (relay.run_dir, finished))
     assert list(ours) == list(theirs) == ["warmup", "generators", "experts", "meta", "distill", "finetune"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), ours, theirs)
     theirs = json.loads((finished / "results.json").read_text())
@@ -185,6 +185,7 @@ def save_alone(directory: Path, step: int) -> None:
 def test_processes_come_to_the_same_view(both: Both) -> None:
     first, second = both.found
     assert first == second
+    assert [process["room"] for process in (first, second)] == [999, 999]
     assert (first["count"], first["no_signal"], first["signal"], first["first"]) == (2, None, signal.SIGTERM, [0, 1, 2])
 
 

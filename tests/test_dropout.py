@@ -29,6 +29,13 @@ def test_threefry_gives_the_published_words(counter: tuple, key: tuple, output: 
     assert tuple(int(word) for word in words) == output
 
 
+def test_with_64_bit_numbers_the_same_elements_are_dropped() -> None:
+    x = jnp.ones((64, 64), jnp.float32)
+    plain = np.asarray(ops.dropout(x, jax.random.key(2), RATE))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(np.asarray(ops.dropout(x, jax.random.key(2), RATE)), plain)
+
+
 def test_kept_elements_are_scaled_the_others_are_zero_and_their_share_is_the_rate() -> None:
     x = jax.random.normal(jax.random.key(1), (500, 1000))
     y = np.asarray(jax.jit(ops.dropout, static_argnums=2)(x, jax.random.key(2), RATE))

@@ -287,10 +287,10 @@ def test_a_client_that_never_takes_part_has_no_generator_and_no_share_in_an_expe
     (absent,) = {0, 1, 2} - set(found[seed])
     assert train(config(seed), tmp_path / "run") == 0
     assert f"these clients never take part in the warm-up and have no generator: {absent}" in capsys.readouterr().err
-    from mosaic_jax import runner
+    from mosaic_jax import restored
     from mosaic_jax.io.console import Console
 
-    _, outputs = runner._restore(tmp_path / "run", Console(quiet=True))
+    _, outputs = restored.restore(tmp_path / "run", Console(quiet=True))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(outputs["generators"])} == {2}
     assert set(json.loads((tmp_path / "run" / "results.json").read_text())["models"]) >= {"mixture", "student"}
 

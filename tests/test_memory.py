@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from conftest import fingerprints, tiny, train
 
-from mosaic_jax import cli, results, runner
+from mosaic_jax import cli, restored, results, runner
 from mosaic_jax.config import Config, ConfigError, MappingConfig, MemoryConfig
 from mosaic_jax.config_io import load_json, with_values
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.mapping import Plan, make_expert_plan, make_plan
 from mosaic_jax.methods import METHODS
-from mosaic_jax.planning import limit
+from mosaic_jax.planning import limit, memory
 from mosaic_jax.planning.memory import expert_bytes
 from mosaic_jax.planning.run_plan import plan_run
 from mosaic_jax.planning.stage_plans import plan_stages
@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_way_to_hold_experts_to_the_same_end_but_not_
         train(with_values(other, {"meta.num_steps": 5}), run_dir)
     assert train(other, run_dir) == 0
     assert load_json(run_dir / "config.json") == other
-    ours, theirs = (runner._restore(directory, Console(quiet=True))[1] for directory in (run_dir, finished))
+    ours, theirs = (restored.restore(directory, Console(quiet=True))[1] for directory in (run_dir, finished))
     for stage in ("meta", "distill"):
         assert_close(ours[stage], theirs[stage], rtol=1e-3, atol=1e-4)
     results = (json.loads((directory / "results.json").read_text()) for directory in (run_dir, finished))
@@ -267,6 +267,24 @@ def test_on_an_accelerator_as_many_clients_and_experts_run_together_as_fit(gib: 
     assert chunk == 12 or any(rest(name, chunk + 1, 1) < 0 for name in mapped)
     assert rest("distill", 1, experts) >= 0
     assert experts == 10 or rest("distill", 1, experts + 1) < 0
+
+
+@pytest.mark.parametrize(
+    ("line", "root", "files"),
+    [
+        ("0::/job/step", "", {"memory.max": "max\n", "job/memory.max": "3000\n", "job/step/memory.max": "max\n"}),
+        ("5:cpu:/x\n4:memory:/job", "memory", {"memory.limit_in_bytes": "9000\n", "job/memory.limit_in_bytes": "3000\n"}),
+    ],
+)
+def test_a_job_has_the_memory_that_its_control_groups_leave_it(line: str, root: str, files: dict[str, str], tmp_path: Path) -> None:
+    mounted = tmp_path / "cgroup"
+    for name, text in files.items():
+        (mounted / root / name).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / root / name).write_text(text)
+    (mounted / "memory.max").write_text("7\n") if root else None  # another version's
+    groups = tmp_path / "groups"
+    groups.write_text(line + "\n")
+    assert min(memory.control_group_limits(groups, mounted)) == 3000
 
 
 def test_what_a_user_sets_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

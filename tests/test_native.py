@@ -107,6 +107,7 @@ def convolved(x: np.ndarray, k: np.ndarray, stride: int, padding: int) -> np.nda
 def test_any_convolution_is_its_definition_and_its_gradients_are_adjoint_to_it(
     size: int, stride: int, padding: int, height: int, width: int, batch: int, channels: int, out: int, seed: int
 ) -> None:
+    padding = min(padding, size - 1)
     if min(height, width) + 2 * padding < size:
         return
     geometry = canonical.Geometry(size, stride, padding, height, width)
@@ -182,6 +183,26 @@ def test_clients_under_vmap_equal_the_loop(axes: tuple[int | None, int | None]) 
     for client in range(3):
         own = run(*(a[client] if axis == 0 else a for a, axis in zip(operands, axes, strict=True)))
         assert_close(tuple(each[client] for each in mapped), own, 1e-6)
+
+
+@given(
+    size=st.integers(2, 4), stride=st.integers(1, 3), padding=st.integers(0, 1), length=st.integers(4, 7),
+    channels=st.sampled_from([3, 32]), out=st.sampled_from([5, 32]), axes=st.sampled_from([(0, 0), (0, None), (None, 0)]),
+)  # fmt: skip
+@settings(max_examples=12, deadline=None)
+def test_any_convolution_of_stacked_clients_is_each_ones_own(
+    size: int, stride: int, padding: int, length: int, channels: int, out: int, axes: tuple[int | None, int | None]
+) -> None:
+    def gradients(x: jax.Array, k: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(functools.partial(conv2d, stride=stride, padding=padding), x, k)
+        return y, *pull(jnp.sin(y))
+
+    images, kernels = normal(0, 3, 2, length, length, channels), jnp.stack([normal_kernel(size, channels, out)] * 3)
+    kernels *= jnp.arange(1.0, 4.0)[:, None, None, None, None]
+    x, k = (array if axis == 0 else array[0] for array, axis in zip((images, kernels), axes, strict=True))
+    together = jax.jit(jax.vmap(gradients, axes))(x, k)
+    alone = [gradients(x[i] if axes[0] == 0 else x, k[i] if axes[1] == 0 else k) for i in range(3)]
+    assert_close(together, tuple(map(jnp.stack, zip(*alone, strict=True))))
 
 
 def test_a_loop_of_steps_equals_the_steps() -> None:
@@ -281,6 +302,35 @@ def test_a_compiler_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
     with pytest.raises(native_library.NoLibrary, match=r"error: no such header"):
         native_library.library()
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_compiler_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'warning: still at it' >&2\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("CXX", str(slow))
+    monkeypatch.setattr(native_library, "TIMEOUT_SECONDS", 1)
+    with pytest.raises(native_library.NoLibrary, match=r"slow failed .*still at it"):
+        native_library.library()
+
+
+def test_kept_kernels_that_cannot_be_loaded_are_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = native_library.library()
+    whole = kept.read_bytes()
+
+    def register(library: Path) -> None:
+        if library.read_bytes() != whole:
+            raise OSError("file too short")
+
+    monkeypatch.setattr(native, "register", register)
+    monkeypatch.setattr(native_library, "FLAGS", ("-O0", *native_library.FLAGS[2:]))  # another name, compiled soon
+    kept = native_library.library()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])
+    warnings: list[str] = []
+    native_library.set_lowering("auto", warnings.append)
+    assert kept.stat().st_size == len(whole)
+    assert not warnings
 
 
 def test_without_a_compiler_auto_warns_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,17 +76,36 @@ def test_convolution_and_its_gradients_equal_lax_and_autodiff(size: int, stride:
     assert_close(actual, jax.jit(functools.partial(value_and_gradients, plain))(images, kernel))
 
 
+# vmap over clients: of nothing, of images and weights, of either alone.
+AXES = (None, (0, 0), (0, None), (None, 0))
+
+
 @given(
-    size=st.integers(1, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), height=st.integers(1, 8), width=st.integers(1, 8)
-)
-@settings(max_examples=6, deadline=None, derandomize=True)
-def test_any_geometry_equals_lax(size: int, stride: int, padding: int, height: int, width: int) -> None:
+    size=st.integers(1, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), height=st.integers(1, 8), width=st.integers(1, 8),
+    axes=st.sampled_from(AXES), how=st.sampled_from(("map", "grouped")),
+)  # fmt: skip
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_any_geometry_equals_lax_client_by_client(
+    size: int, stride: int, padding: int, height: int, width: int, axes: tuple[int | None, int | None] | None, how: str
+) -> None:
+    padding = min(padding, size - 1)
     height, width = max(height, size - 2 * padding), max(width, size - 2 * padding)
-    images, kernel = normal(0, 2, height, width, 2), normal(1, size, size, 2, 3)
-    ours = functools.partial(conv2d, stride=stride, padding=padding)
-    plain = functools.partial(reference_conv2d, stride=stride, padding=padding)
-    actual = jax.jit(functools.partial(value_and_gradients, ours))(images, kernel)
-    assert_close(actual, jax.jit(functools.partial(value_and_gradients, plain))(images, kernel))
+    images, kernel = normal(0, 3, 2, height, width, 2), normal(1, 3, size, size, 2, 3)
+    of_images, of_kernel = axes or (None, None)
+    images, kernel = images if of_images == 0 else images[0], kernel if of_kernel == 0 else kernel[0]
+
+    def gradients(convolve: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+        return functools.partial(value_and_gradients, functools.partial(convolve, stride=stride, padding=padding))
+
+    with lowering(how):
+        actual = jax.jit(jax.vmap(gradients(conv2d), axes) if axes else gradients(conv2d))(images, kernel)
+    of_one = jax.jit(gradients(reference_conv2d))
+    if axes is None:
+        assert_close(actual, of_one(images, kernel))
+        return
+    for client in range(3):
+        alone = of_one(images[client] if of_images == 0 else images, kernel[client] if of_kernel == 0 else kernel)
+        assert_close(tuple(leaf[client] for leaf in actual), alone)
 
 
 @pytest.mark.parametrize(("batch", "dtype"), [(16, jnp.float32), (21, jnp.float32), (18, jnp.bfloat16)])
@@ -295,12 +314,29 @@ def test_lowering_is_restored_and_an_unknown_one_refused() -> None:
     [
         ((2, 8, 8, 3), (3, 3, 4, 5), "needs images"),
         ((2, 8, 8, 3), (3, 2, 3, 5), "needs images"),
-        ((2, 2, 2, 3), (3, 3, 3, 5), "larger"),
+        ((2, 2, 2, 3), (4, 4, 3, 5), "larger"),
+        ((0, 8, 8, 3), (3, 3, 3, 5), "at least one of everything"),
+        ((2, 8, 8, 3), (3, 3, 3, 0), "at least one of everything"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(images: tuple[int, ...], kernel: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         conv2d(jnp.zeros(images), jnp.zeros(kernel))
+
+
+@pytest.mark.parametrize("convolve", [conv2d, conv2d_transpose])
+@pytest.mark.parametrize("padding", [-1, 3])
+def test_padding_as_wide_as_the_kernel_is_refused(convolve: Callable[..., jax.Array], padding: int) -> None:
+    with pytest.raises(ValueError, match=f"padding {padding} must be 0 to 2"):
+        convolve(jnp.zeros((1, 8, 8, 1)), jnp.zeros((3, 3, 1, 1)), stride=1, padding=padding)
+
+
+def test_gradients_of_float64_are_summed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canonical, "GROUP_BYTES", 4 * 8 * 6 * 6 * 5)
+    with jax.enable_x64(True):
+        images, kernel = normal(0, 16, 6, 6, 3, dtype=jnp.float64), normal(1, 3, 3, 3, 5, dtype=jnp.float64)
+        ours = value_and_gradients(functools.partial(conv2d, padding=1), images, kernel)
+        assert_close(ours, value_and_gradients(lambda x, k: reference_conv2d(x, k, 1, 1), images, kernel), 1e-13)
 
 
 def test_mixed_dtypes_are_refused() -> None:

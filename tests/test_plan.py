@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from mosaic_jax import cli, runner
+from mosaic_jax import cli, restored, runner
 from mosaic_jax.config import MappingConfig
 from mosaic_jax.io.console import Console
 from mosaic_jax.mapping import make_plan
@@ -51,7 +51,7 @@ def test_the_planned_stages_and_bytes_are_those_of_the_run(planned: RunPlan, fin
 
 
 def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished: Path) -> None:
-    problem, outputs = runner._restore(finished, Console(quiet=True))
+    problem, outputs = restored.restore(finished, Console(quiet=True))
     for made in stages_of(problem):
         state = runner.jit_once(made.init)(made.inputs(outputs))
         of_parts = {name: num_bytes(value) for name, value in fields(state).items() if num_bytes(value)}
@@ -59,7 +59,7 @@ def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished
 
 
 def test_the_prototypes_that_the_meta_model_reads_are_at_most_those_planned(planned: RunPlan, finished: Path) -> None:
-    problem, outputs = runner._restore(finished, Console(quiet=True))
+    problem, outputs = restored.restore(finished, Console(quiet=True))
     made = next(made for made in stages_of(problem) if made.name == "meta")
     made_of_prototypes = made.inputs(outputs)._replace(experts=())
     assert 0 < num_bytes(made_of_prototypes) <= stage(planned, "meta").memory.inputs

@@ -17,7 +17,7 @@ import pytest
 from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 from PIL import Image
 
-from mosaic_jax import cli, runner
+from mosaic_jax import cli, restored, results, runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_json
 from mosaic_jax.io.console import Console
@@ -96,7 +96,7 @@ def test_a_run_whose_clients_would_be_dealt_otherwise_is_neither_resumed_nor_eva
         return {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
 
     before = files()
-    for again in (lambda: train(tiny(), run_dir), lambda: runner.evaluate(run_dir, Console(quiet=True))):
+    for again in (lambda: train(tiny(), run_dir), lambda: restored.evaluate(run_dir, Console(quiet=True))):
         with pytest.raises(ConfigError, match=r"began with other clients .*partition\.csv.*; restore them, or name another"):
             again()
     assert files() == before
@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_the_same_data_wherever_they_are_and_not_with_others_
         (slice(None, None, -1), "test", "test images and test labels"),
     ):
         copied_to(tmp_path, order, of)
-        for again in (lambda: train(config, tmp_path / "run"), lambda: runner.evaluate(tmp_path / "run", Console(quiet=True))):
+        for again in (lambda: train(config, tmp_path / "run"), lambda: restored.evaluate(tmp_path / "run", Console(quiet=True))):
             with pytest.raises(ConfigError, match=rf"began with other {other} \(.*data\.json\) than data\.source=npz:.* gives now"):
                 again()
     assert (tmp_path / "run" / "data.json").read_bytes() == began_with
@@ -139,7 +139,7 @@ def test_a_run_goes_on_with_the_same_data_wherever_they_are_and_not_with_others_
     assert (tmp_path / "run" / "data.json").read_bytes() == began_with
     (tmp_path / "run" / "data.json").write_text("[1")
     with pytest.raises(ConfigError, match=r"data\.json is damaged; restore it"):
-        runner.evaluate(tmp_path / "run", Console(quiet=True))
+        restored.evaluate(tmp_path / "run", Console(quiet=True))
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_stage_step_and_client_and_ke
     assert "error: finetune: loss is not finite at round 0, client 0" in error
     assert error.count("\n") == 1
     assert list(fingerprints(tmp_path / "run")) == ["warmup"]
-    assert list(runner.evaluate(tmp_path / "run", Console(quiet=True))["models"]) == ["global", "clients"]
+    assert list(restored.evaluate(tmp_path / "run", Console(quiet=True))["models"]) == ["global", "clients"]
     assert train(config, tmp_path / "run") == 3
 
 
@@ -295,6 +295,34 @@ def test_sample_draws_a_row_of_images_for_every_client(finished: Path, tmp_path:
     with Image.open(tmp_path / "1.png") as small, Image.open(tmp_path / "5.png") as large:
         assert small.height == large.height >= 3 * 32
         assert large.width - small.width == 4 * (2 * 32 + 2)
+
+
+def test_more_samples_than_are_drawn_at_once_are_other_ones(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "AT_ONCE", 4)
+    problem, outputs = restored.restore(finished, Console(quiet=True))
+    drawn = results.generated(problem, outputs["generators"], 7)
+    assert drawn.shape[:2] == (3, 7)
+    assert not any(np.array_equal(drawn[:, place], drawn[:, place + 4]) for place in range(3))
+    np.testing.assert_array_equal(drawn[:, :4], results.generated(problem, outputs["generators"], 4))
+
+
+def test_samples_for_which_memory_runs_out_are_one_line_and_status_4(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def generated(*arguments: object) -> np.ndarray:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 9 bytes")
+
+    monkeypatch.setattr(restored, "generated", generated)
+    assert cli.main(["sample", str(finished), "--out", str(tmp_path / "s.png"), "--num", "900"]) == 4
+    assert capsys.readouterr().err == "error: --num 900: no memory for so many images of 3 clients; lower it\n"
+
+
+def test_64_bit_numbers_are_refused(tmp_path: Path) -> None:
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="JAX_ENABLE_X64: is on"):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_sample_before_the_generators_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,7 +354,7 @@ def compilations() -> Iterator[list[str]]:
 
 
 def final_states(run_dir: Path) -> dict:
-    return runner._restore(run_dir, Console(quiet=True))[1]
+    return restored.restore(run_dir, Console(quiet=True))[1]
 
 
 # What generators do on two devices, the next test shows.

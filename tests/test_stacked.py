@@ -55,7 +55,7 @@ def value_and_gradients(function: Callable[..., jax.Array], images: jax.Array, k
         (conv2d, 1, 2, 0, 7, 20, 4),  # patches that do not overlap: a matrix product
         (conv2d_transpose, 4, 2, 1, 4, 17, 3),
         (conv2d_transpose, 4, 1, 0, 1, 6, 5),
-        (conv2d, 1, 1, 1, 4, 130, 140),  # several tiles of channels
+        (conv2d, 1, 1, 0, 4, 130, 140),  # several tiles of channels
     ],
 )
 def test_convolutions_of_stacked_clients_and_their_gradients_equal_grouped_ones(

@@ -17,6 +17,7 @@ from mosaic_jax.ops import native
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-DNDEBUG")
+TIMEOUT_SECONDS = 300
 INSTALL = "install g++ or clang, or name one with CXX=/path/to/compiler"
 
 
@@ -34,12 +35,25 @@ def set_lowering(name: str, warning: Callable[[str], None]) -> None:
         raise ConfigError(f"mapping.convolution=native: is for CPUs, and this is a {jax.default_backend()}; use auto")
     if name in ("auto", "native") and jax.default_backend() == "cpu":
         try:
-            native.register(library())
+            _register()
         except (NoLibrary, OSError) as reason:  # OSError: compiled, but not to be loaded (a file system without execution)
             if name == "native":
                 raise ConfigError(f"mapping.convolution=native: {reason}; {INSTALL}") from reason
             warning(f"convolutions are left to XLA, which takes longer: {reason}; {INSTALL}")
     ops.set_lowering(name)
+
+
+def _register() -> None:
+    """Give XLA the kernels; those that were kept but cannot be loaded (cut short, or another C library's) are compiled again.
+
+    Raises NoLibrary, and OSError where they cannot be loaded even so.
+    """
+    kept = library()
+    try:
+        native.register(kept)
+    except OSError:
+        kept.unlink(missing_ok=True)
+        native.register(library())
 
 
 def library() -> Path:
@@ -78,8 +92,10 @@ def _compiler() -> str:
 
 def _run(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS).stdout
     except (subprocess.SubprocessError, OSError) as error:
-        output = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        output = getattr(error, "stderr", None) or str(error)
+        # What a command said before its time was up is bytes.
+        output = (output.decode(errors="replace") if isinstance(output, bytes) else output).strip().splitlines()
         said = next((line for line in output if "error" in line), output[0] if output else "it said nothing")
         raise NoLibrary(f"{command[0]} failed ({said[:160]})") from error

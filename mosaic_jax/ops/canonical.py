@@ -119,9 +119,10 @@ def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 
     def add(group: jax.Array, k: jax.Array) -> jax.Array:
         own_x, own_g = (lax.dynamic_slice_in_dim(each, group * size, size) for each in (x, g))
-        return k + _group_to_kernel(geometry, own_x, own_g).astype(jnp.float32)
+        return k + _group_to_kernel(geometry, own_x, own_g).astype(k.dtype)
 
-    k = jnp.zeros((geometry.size, geometry.size, x.shape[3], g.shape[3]), jnp.float32)
+    sum_in = jnp.float32 if x.dtype.itemsize < 4 else x.dtype
+    k = jnp.zeros((geometry.size, geometry.size, x.shape[3], g.shape[3]), sum_in)
     return lax.fori_loop(0, groups, add, k).astype(x.dtype)
 
 

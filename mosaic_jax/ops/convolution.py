@@ -47,7 +47,7 @@ def conv2d_affine(
     Raises ValueError for shapes that do not fit.
     """
     geometry = _geometry(images, kernel, stride, padding)
-    if lowering_of(images.dtype) == "native" and not geometry.is_patches:
+    if lowering_of(images.dtype, factor.dtype, offset.dtype) == "native" and not geometry.is_patches:
         return _native_affine(geometry, is_shared(), relu)(images, kernel * factor, offset, residual)
     outputs = _maps_of(geometry, images.dtype).forward(images, kernel)
     if residual is None:
@@ -64,7 +64,7 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
     [I, O, k, k] transposed by (2, 3, 0, 1)); returns float[B, (H - 1) stride - 2 padding + k, same of W, O].
     Raises ValueError for shapes that do not fit.
     """
-    size = _square(images, kernel)
+    size = _square(images, kernel, padding)
     height, width = ((length - 1) * stride - 2 * padding + size for length in images.shape[1:3])
     if min(height, width) < 1:
         raise ValueError(f"conv2d_transpose: padding {padding} leaves nothing of a kernel of {size} on images {images.shape}")
@@ -73,16 +73,20 @@ def conv2d_transpose(images: jax.Array, kernel: jax.Array, *, stride: int, paddi
 
 
 def _geometry(images: jax.Array, kernel: jax.Array, stride: int, padding: int) -> canonical.Geometry:
-    size = _square(images, kernel)
+    size = _square(images, kernel, padding)
     height, width = images.shape[1:3]
     if min(height, width) + 2 * padding < size:
         raise ValueError(f"conv2d: a kernel of {size} is larger than images of {height}x{width} padded by {padding}")
     return canonical.Geometry(size, stride, padding, height, width)
 
 
-def _square(images: jax.Array, kernel: jax.Array) -> int:
+def _square(images: jax.Array, kernel: jax.Array, padding: int) -> int:
     if images.ndim != 4 or kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or images.shape[3] != kernel.shape[2]:
         raise ValueError(f"convolution needs images [B, H, W, I] and a kernel [k, k, I, O], not {images.shape} and {kernel.shape}")
+    if 0 in images.shape or 0 in kernel.shape:
+        raise ValueError(f"convolution needs at least one of everything, not images {images.shape} and a kernel {kernel.shape}")
+    if not 0 <= padding < kernel.shape[0]:
+        raise ValueError(f"convolution: padding {padding} must be 0 to {kernel.shape[0] - 1}, less than the kernel")
     if images.dtype != kernel.dtype:
         raise ValueError(f"convolution needs images and a kernel of one dtype, not {images.dtype} and {kernel.dtype}")
     return kernel.shape[0]

@@ -18,7 +18,7 @@ def dropout(x: jax.Array, key: jax.Array, rate: float) -> jax.Array:
     generator there loops over whole arrays. Source: Srivastava et al., 2014, section 4; PyTorch's scaling.
     """
     positions = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape)
-    bits, _ = threefry(*jax.random.bits(key, (2,)), jnp.zeros_like(positions), positions)
+    bits, _ = threefry(*jax.random.bits(key, (2,), jnp.uint32), jnp.zeros_like(positions), positions)
     return jnp.where(bits >= jnp.uint32(round(rate * 2**32)), x / (1.0 - rate), 0.0)
 
 

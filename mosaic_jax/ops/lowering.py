@@ -49,12 +49,12 @@ def chosen_lowering() -> str:
     return "native" if native.is_registered() else "map"
 
 
-def lowering_of(dtype: jnp.dtype) -> str:
-    """`chosen_lowering` for arrays of a dtype: one that has kernels for it."""
+def lowering_of(*dtypes: jnp.dtype) -> str:
+    """`chosen_lowering` for arrays of these dtypes: one that has kernels for them."""
     how = chosen_lowering()
-    if how == "native" and dtype != jnp.float32:
+    if how == "native" and any(dtype != jnp.float32 for dtype in dtypes):
         return "map"
-    return "grouped" if how == "stacked" and dtype.itemsize > 4 else how
+    return "grouped" if how == "stacked" and any(dtype.itemsize > 4 for dtype in dtypes) else how
 
 
 @contextlib.contextmanager

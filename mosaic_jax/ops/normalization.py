@@ -109,7 +109,7 @@ def _scale_shift(x: jax.Array, center: jax.Array, factor: jax.Array, offset: jax
         y = (x.astype(center.dtype) - center) * factor + offset
         return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
-    if lowering_of(x.dtype) == "native":
+    if lowering_of(x.dtype, center.dtype, factor.dtype, offset.dtype) == "native":
         return _differentiable(functools.partial(native.scale_shift, is_shared(), relu), plain)(x, center, factor, offset)
     return plain(x, center, factor, offset)
 
@@ -121,7 +121,7 @@ def _products(g: jax.Array, x: jax.Array, y: jax.Array | None, mean: jax.Array) 
         g, x = g.astype(mean.dtype), x.astype(mean.dtype)
         return g.sum((0, 1, 2)), (g * (x - mean)).sum((0, 1, 2))
 
-    if lowering_of(x.dtype) == "native":
+    if lowering_of(x.dtype, mean.dtype) == "native":
         return _native_of_passed(native.products, plain, g, x, y, mean)
     return _of_stacks(plain, channel_sums.products, x)(_passed(g, y), x, mean)
 
@@ -134,7 +134,7 @@ def _combine(
     def plain(g: jax.Array, x: jax.Array, center: jax.Array, factor: jax.Array, slope: jax.Array, offset: jax.Array) -> jax.Array:
         return (g.astype(center.dtype) * factor + (x.astype(center.dtype) - center) * slope + offset).astype(x.dtype)
 
-    if lowering_of(x.dtype) == "native":
+    if lowering_of(x.dtype, center.dtype, factor.dtype) == "native":
         return _native_of_passed(native.combine, plain, g, x, y, center, factor, slope, offset)
     return plain(_passed(g, y), x, center, factor, slope, offset)
 

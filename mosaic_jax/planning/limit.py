@@ -30,13 +30,14 @@ def limit(config: Config) -> int:
     return round(config.memory.limit_gib * 2**30)
 
 
-def fit(problem: Problem) -> tuple[Problem, tuple[StagePlan, ...]]:
+def fit(problem: Problem, there: int | None = None) -> tuple[Problem, tuple[StagePlan, ...]]:
     """The problem with its mapping chosen for the memory that there may be, and the plan of its stages.
 
     Left to us are the clients and the experts that run together (mapping.client_chunk=0, mapping.expert_chunk=0; on a CPU always
     one at a time) and whether experts are stored (memory.experts=auto). Where the memory is not known everything is taken to fit.
+    there: bytes that there are, if that is not for this process alone to say; of several each must choose the same.
     """
-    room = min(filter(None, (limit(problem.config), capacity())), default=0)
+    room = min(filter(None, (limit(problem.config), capacity() if there is None else there)), default=0)
     if not room:
         return problem, plan_stages(problem)
     # The least that can be needed; then stored experts; then as much more at a time as there is room for.

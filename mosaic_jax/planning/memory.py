@@ -3,12 +3,14 @@
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mosaic_jax import processes
 from mosaic_jax.config import Config, GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.models import (
     build_classifier,
@@ -27,7 +29,7 @@ class Memory(NamedTuple):
 
     state, inputs, data: what the program is given; activations: what the gradients of a step keep, of all clients that run
     together, or what the experts that run together take, if that is more; held: outputs of earlier stages and the data that the
-    stages hold. machine: all devices together.
+    stages hold. machine: all devices of this process together.
     """
 
     state: int
@@ -58,14 +60,17 @@ def stage_memory(problem: Problem, stage: Stage, state: PyTree, inputs: PyTree, 
     data = (num_bytes(stage.data) if devices > 1 else 0) + (num_bytes(stage.host(inputs, 0)) if mapped else 0)
     activations = at_once * step_activations(problem, stage) if stage.num_steps else 0
     own_state = _bytes_on_a_device(state, placements(problem, stage, state)[0])
-    return Memory(own_state, read, data, activations, held, devices * (own_state + read + data + activations) + held)
+    here = sum(device.process_index == processes.index() for device in clients.devices) if devices > 1 else 1
+    return Memory(own_state, read, data, activations, held, here * (own_state + read + data + activations) + held)
 
 
 def capacity() -> int:
-    """Bytes of the first device, of the whole machine on a CPU; 0 where it cannot be known."""
+    """Bytes of the first device, on a CPU of the whole machine or what a container or a job is given of it; 0 where it cannot be
+    known."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        return min(filter(None, (machine, *control_group_limits())), default=0)
     return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
@@ -107,6 +112,28 @@ def expert_bytes(problem: Problem) -> int:
     )
     made = problem.config.expert_space == "parameters" and not problem.expert_plan.stored
     return forward + (num_bytes(jax.eval_shape(problem.classifier.init, jax.random.key(0))) if made else 0)
+
+
+def common_capacity() -> int | None:
+    """Memory that every one of several processes has: they must choose one mapping. None for one alone, whose devices may still
+    have to be chosen."""
+    if not processes.several():
+        return None
+    return min(filter(None, map(int, processes.gather_texts(str(capacity())))), default=0)
+
+
+def control_group_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes that Linux' control groups (version 1 or 2) let this process have: its own one, and those around it."""
+    found = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, own = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = mounted / controllers
+            for path in (root / own.lstrip("/"), *(root / own.lstrip("/")).parents):
+                file = path / ("memory.limit_in_bytes" if controllers else "memory.max")
+                if path.is_relative_to(root) and file.exists() and (text := file.read_text().strip()).isdecimal():
+                    found.append(int(text))
+    return found
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

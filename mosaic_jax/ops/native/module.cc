@@ -90,6 +90,8 @@ struct Answer<Function> {
       return ffi::Error::Success();
     } catch (const std::bad_alloc&) {
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the work space of a convolution");
+    } catch (const std::exception& error) {
+      return ffi::Error(ffi::ErrorCode::kInternal, error.what());
     }
   }
 };

@@ -55,7 +55,11 @@ inline void share(ThreadPool* pool, int64_t count, std::function<void(int64_t)> 
   job->task = std::move(task);
   job->count = count;
   for (int64_t helper = 0; helper < helpers; ++helper) {
-    pool->Schedule([job] { job->work(); });
+    try {
+      pool->Schedule([job] { job->work(); });
+    } catch (...) {
+      break;  // those that have begun use what the caller owns: he does the rest and waits for them
+    }
   }
   job->work();
   std::unique_lock<std::mutex> lock(job->mutex);

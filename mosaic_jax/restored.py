@@ -1,0 +1,71 @@
+"""Runs that are there: judged again, sampled, from their checkpoints alone."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mosaic_jax.io import run_directory
+from mosaic_jax.io.console import Console
+from mosaic_jax.io.data_digests import check_data
+from mosaic_jax.io.label_counts import as_csv
+from mosaic_jax.io.samples import answering_for, image_grid, save_grid
+from mosaic_jax.methods import stages_of
+from mosaic_jax.results import generated, results_of
+from mosaic_jax.runner import checkpoints_of, is_shortage, naming_what_needs_memory, prepare
+from mosaic_jax.stages.problem import Outputs, Problem
+
+
+def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> dict[str, Any]:
+    """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json.
+
+    data_dir: where its data are now, None for where they were.
+    """
+    problem, outputs = restore(run_dir, console, data_dir)
+    with naming_what_needs_memory(problem, "evaluation"):
+        results = results_of(problem, outputs, run_dir, list(outputs))
+    run_directory.write_results(run_dir, results)
+    return results
+
+
+def sample(run_dir: Path, out: Path, num: int, console: Console, data_dir: str | None = None) -> None:
+    """Draw `num` images of every client's generator into a PNG, one row a client; data_dir as in `evaluate`."""
+    problem, outputs = restore(run_dir, console, data_dir)
+    if "generators" not in outputs:
+        raise run_directory.missing(run_dir, "generators")
+    try:
+        images = generated(problem, outputs["generators"], num)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        raise MemoryError(f"--num {num}: no memory for so many images of {len(problem.participants)} clients; lower it") from error
+    labels = [f"client {client}" for client in problem.participants]
+    with answering_for(out):
+        save_grid(out, image_grid(images, labels))
+    console.message(f"{out}: {num} images of each of {len(problem.participants)} generators")
+
+
+def restore(run_dir: Path, console: Console, data_dir: str | None = None) -> tuple[Problem, Outputs]:
+    """The problem and the outputs of every finished stage of a run, nothing trained."""
+    config = run_directory.read_config(run_dir)
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    problem, found = prepare(config, console)
+    check_data(run_dir, config.data.source, found)
+    run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
+    outputs: Outputs = {}
+    for stage in stages_of(problem):
+        if not (run_dir / "checkpoints" / stage.name).is_dir():
+            break
+        with naming_what_needs_memory(problem, stage.name):
+            inputs = stage.inputs(outputs)
+            checkpoints = checkpoints_of(problem, run_dir, stage)
+            restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), console.warning, read_only=True)
+            checkpoints.close()
+            if restored is None or restored[0] < stage.num_steps:
+                break
+            outputs[stage.name] = stage.output(restored[1], inputs)
+    if not outputs:
+        raise run_directory.missing(run_dir, "warmup")
+    return problem, outputs
