@@ -1,7 +1,6 @@
 """The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
 
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +26,7 @@ from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.reuse import take
+from mosaic_jax.io.stage_clock import StageClock
 from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
 from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.limit import check, choice, fit, remedies
@@ -228,6 +228,7 @@ def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
 
 def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
     """One stage from its newest checkpoint, or its start, to its end -> its output."""
+    clock = StageClock()
     inputs = stage.inputs(outputs)
     checkpoints = checkpoints_of(run.problem, run.directory, stage)
     try:
@@ -240,7 +241,7 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
             step, state = restored
         if restored is None or step < stage.num_steps:
             run.log.truncate([stage.name], stage.name, step if restored else -1)
-            state = _advance(run, stage, checkpoints, inputs, state, step, fresh=restored is None)
+            state = _advance(run, stage, checkpoints, clock, inputs, state, step, fresh=restored is None)
         output = bring_here(stage.output(state, inputs))
         # Every process has done the server's work for itself, not always to the same last bit.
         return output if stage.sharding is not None else place(processes.of_the_first(output), one_device())
@@ -260,12 +261,10 @@ def jit_once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _advance(
-    run: _Run, stage: Stage, checkpoints: StageCheckpoints, inputs: PyTree, state: PyTree, step: int, fresh: bool
+    run: _Run, stage: Stage, checkpoints: StageCheckpoints, clock: StageClock, inputs: PyTree, state: PyTree, step: int, fresh: bool
 ) -> PyTree:
     """Segment after segment to the stage's end, with records, looks, checkpoints and signals between them."""
-    elapsed = run_directory.last_value(run.directory, stage.name, "elapsed_seconds")
-    compiling = run_directory.last_value(run.directory, stage.name, "compile_seconds")
-    clock = time.perf_counter()
+    before_this = {name: run_directory.last_value(run.directory, stage.name, name) for name in clock.read()}
     programs: dict[str, Any] = {}
     home, everywhere = placements(run.problem, stage, state)
     state, inputs, data = place((state, inputs, stage.data), (home, everywhere, everywhere))
@@ -283,7 +282,7 @@ def _advance(
         # Records first: a run killed after the checkpoint never writes them again, one killed before it drops and rewrites them.
         if step == stage.num_steps:
             write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
-        write({"elapsed_seconds": elapsed + time.perf_counter() - clock, "compile_seconds": compiling})
+        write({name: before_this[name] + seconds for name, seconds in clock.read().items()})
         try:
             checkpoints.save(step, state)
         except FloatingPointError as error:
@@ -304,11 +303,8 @@ def _advance(
             # Rounds of a cohort and rounds of all clients differ in shape.
             shapes = str(jax.tree.map(np.shape, host))
             if shapes not in programs:
-                started = time.perf_counter()
                 programs[shapes] = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))
                 programs[shapes] = programs[shapes].lower(*arguments).compile()
-                compiling += time.perf_counter() - started
-                clock += time.perf_counter() - started
             with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
                 state, losses = programs[shapes](*arguments)
                 # The next segment's batches are drawn while the devices work.
