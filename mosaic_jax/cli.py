@@ -117,7 +117,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if not arguments.distributed:
         return train(arguments, configs, run_dir, console_of(arguments))
     from mosaic_jax import processes
-    from mosaic_jax.mapping import create_cpu_devices
+    from mosaic_jax.devices import create_cpu_devices
 
     with processes.joined(arguments.coordinator, arguments.num_processes, arguments.process_id):
         create_cpu_devices(configs[0].mapping, configs[0].partition.num_clients)  # JAX asks them all which process this is

@@ -8,12 +8,12 @@ from pathlib import Path
 from mosaic_jax import processes, runner
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import with_values
+from mosaic_jax.devices import create_cpu_devices, num_cpu_devices
 from mosaic_jax.io import comparison_directory, run_directory
 from mosaic_jax.io.comparison_directory import finished, run_dir
 from mosaic_jax.io.console import Console, duration
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.label_counts import read_table
-from mosaic_jax.mapping import create_cpu_devices, num_cpu_devices
 from mosaic_jax.planning.limit import check, fit
 from mosaic_jax.rows import Row, stage_keys
 from mosaic_jax.stages.problem import build_problem

@@ -1,11 +1,11 @@
 """The one place that maps a function written for one client over stacked clients, on devices of one process or several."""
 
-import os
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
@@ -15,6 +15,7 @@ from mosaic_jax.ops import one_core_each
 from mosaic_jax.types import PyTree
 
 AXIS = "client"
+PARTS = 4  # chunks at least, of clients with unequal work: most of the waiting is gone, and a chunk still fills an accelerator
 SHARDED, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
@@ -47,27 +48,6 @@ class ExpertPlan(NamedTuple):
     chunk: int = 1
     images: int = 0
     reason: str = ""
-
-
-def create_cpu_devices(mapping: MappingConfig, num_clients: int) -> None:
-    """Let JAX see the processor as several devices, one for each core that has clients to work on.
-
-    A core with its own clients waits for nobody, whereas one client's small layers keep only one and a half of two cores busy.
-    Without effect once JAX runs, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS already say how many. Of several processes each
-    has so many.
-    """
-    if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", num_cpu_devices(mapping, num_clients))
-    except RuntimeError:  # a program that uses us as a library has started JAX already: its devices are what there is
-        return
-
-
-def num_cpu_devices(mapping: MappingConfig, num_clients: int) -> int:
-    """The devices that `create_cpu_devices` makes of a processor."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return mapping.num_devices or min(cores, num_clients)
 
 
 def make_plan(mapping: MappingConfig, num_clients: int, fitting: int = 0) -> Plan:
@@ -121,23 +101,40 @@ def make_expert_plan(mapping: MappingConfig, memory: MemoryConfig, num_experts: 
     return ExpertPlan(stored, min(chunk, num_experts), images, f"{why}; {how}")
 
 
-def for_each_client(fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = ONE_DEVICE) -> Any:
+def for_each_client(
+    fn: Callable[..., Any], mapped: tuple, shared: tuple = (), plan: Plan = ONE_DEVICE, steps: jax.Array | None = None
+) -> Any:
     """Apply `fn(*mapped[i], *shared)` to every client i and stack the results.
 
     mapped: tuple of pytrees with leading axis C; shared: tuple of pytrees given whole to each client. Class experts are mapped
-    here as well, on one device.
+    here as well, on one device. steps: i32[C], how many steps `fn` does for each client, where they may differ. Clients mapped
+    together all wait for the longest of them, so each device then maps those of similar numbers together, in at least PARTS chunks.
     Results of different plans agree to floating-point tolerance, not to the last bit.
     """
 
     def one(client: tuple, shared: tuple) -> Any:
         return fn(*client, *shared)
 
-    def on_a_device(mapped: tuple, shared: tuple) -> Any:
+    def in_chunks(mapped: tuple, shared: tuple, chunk: int) -> Any:
         here = jax.tree.leaves(mapped)[0].shape[0]
-        if plan.chunk == 0 or plan.chunk >= here > 1:
+        if chunk == 0 or chunk >= here > 1:
             return jax.vmap(one, in_axes=(0, None))(mapped, shared)
-        return jax.lax.map(lambda client: one(client, shared), mapped, batch_size=plan.chunk if plan.chunk > 1 else None)
+        return jax.lax.map(lambda client: one(client, shared), mapped, batch_size=chunk if chunk > 1 else None)
 
+    def on_a_device(mapped: tuple, shared: tuple) -> Any:
+        if steps is None:
+            return in_chunks(mapped, shared, plan.chunk)
+        mapped, own_steps = mapped
+        here = len(own_steps)
+        chunk = min(plan.chunk or here, max(-(-here // PARTS), 2))
+        if not 1 < chunk < here:
+            return in_chunks(mapped, shared, plan.chunk)
+        order = jnp.argsort(own_steps)
+        results = in_chunks(jax.tree.map(lambda x: x[order], mapped), shared, chunk)
+        return jax.tree.map(lambda x: x[jnp.argsort(order)], results)
+
+    if steps is not None:
+        mapped = (mapped, steps)
     if len(plan.devices) < 2:
         return on_a_device(mapped, shared)
     # The last device may have fewer clients: it repeats one, whose result is dropped. With check_vma a gradient of `shared`

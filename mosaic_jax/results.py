@@ -27,7 +27,7 @@ def generated(problem: Problem, generators: PyTree, num: int) -> np.ndarray:
 
     @jax.jit
     def draw(generators: PyTree, batch: jax.Array) -> jax.Array:
-        key = key_at(problem.config.seed, "samples", batch)
+        key = key_at(problem.root, "samples", batch)
         return synthetic_images(problem.generator, generators, key, size, generator.sampling_batch_norm)
 
     batches = [np.asarray(jax.block_until_ready(draw(generators, batch))) for batch in range(-(-num // size))]

@@ -15,6 +15,7 @@ from mosaic_jax import processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
+from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.io import native_library, run_directory
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
@@ -27,10 +28,11 @@ from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.reuse import take
 from mosaic_jax.io.stage_clock import StageClock
-from mosaic_jax.mapping import bring_here, create_cpu_devices, one_device, place
+from mosaic_jax.mapping import bring_here, one_device, place
 from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.limit import check, choice, fit, remedies
 from mosaic_jax.planning.memory import common_capacity
+from mosaic_jax.programs import compiled
 from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.experts import absent_classes
@@ -303,8 +305,9 @@ def _advance(
             # Rounds of a cohort and rounds of all clients differ in shape.
             shapes = str(jax.tree.map(np.shape, host))
             if shapes not in programs:
-                programs[shapes] = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))
-                programs[shapes] = programs[shapes].lower(*arguments).compile()
+                programs[shapes] = compiled(
+                    stage.run, arguments, donate_first=True, out_shardings=(home, everywhere), constants_at=everywhere
+                )
             with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
                 state, losses = programs[shapes](*arguments)
                 # The next segment's batches are drawn while the devices work.

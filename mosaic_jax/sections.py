@@ -10,6 +10,7 @@ from mosaic_jax.sources import SOURCES
 WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
 FEDERATED = WHOLE + WIDTHS
+MOST_IN_A_BATCH = 2**16  # images: the pixels of more than that are too many to be counted in 32 bits
 NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
@@ -100,7 +101,7 @@ class WarmupConfig:
     )
     num_rounds: int = setting(300, "federated rounds before the generators", low=1)
     num_local_steps: int = setting(10, "SGD steps of each client in a round", low=1)
-    batch_size: int = setting(64, "images of one local step", low=1)
+    batch_size: int = setting(64, "images of one local step", low=1, high=MOST_IN_A_BATCH)
     client_learning_rate: float = setting(0.01, "SGD learning rate of the clients", low=0.0)
     weight_decay: float = setting(1e-4, "L2 coefficient added to the gradient", low=0.0)
     clients_per_round: int = setting(
@@ -116,7 +117,7 @@ class WarmupConfig:
 class GeneratorConfig:
     num_steps: int = setting(1000, "GAN steps of every client, whatever its size", low=0)
     num_epochs: int = setting(0, "if positive, passes over the client's data instead of num_steps (public code: 200)", low=0)
-    batch_size: int = setting(64, "real and generated images of one step", low=2)
+    batch_size: int = setting(64, "real and generated images of one step", low=2, high=MOST_IN_A_BATCH)
     width: int = setting(64, "DCGAN base width; the widest layer has 8 times as many channels", low=1)
     latent_size: int = setting(100, "length of the noise vector", low=1)
     learning_rate: float = setting(2e-4, "Adam rate of generator and discriminator", low=0.0)
@@ -172,12 +173,12 @@ class PrototypesConfig:
 @dataclasses.dataclass(frozen=True)
 class MetaConfig:
     num_steps: int = setting(250, "Adam steps of the meta model", low=0)
-    batch_size: int = setting(128, "prototypes of one step", low=1)
+    batch_size: int = setting(128, "prototypes of one step", low=1, high=MOST_IN_A_BATCH)
     source: str = setting(
         "auto", "what it is trained on: the clients' prototypes, or generated images labelled by the class experts; auto: "
         "prototypes where all experts read the same features", choices=("auto", "prototypes", "generated"),
     )
-    samples_per_client: int = setting(64, "source=generated: images of every client's generator", low=1)
+    samples_per_client: int = setting(64, "source=generated: images of every client's generator", low=1, high=MOST_IN_A_BATCH)
     batches_per_epoch: int = setting(0, "batches taken before reshuffling (public code: 1); 0 walks all prototypes", low=0)
     learning_rate: float = setting(1e-3, "Adam rate", low=0.0)
     ema: float = setting(0.99, "decay of the moving average that is the teacher", low=0.0, high=0.99999)
@@ -190,7 +191,7 @@ class MetaConfig:
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
     num_steps: int = setting(1500, "Adam steps of the student", low=0)
-    samples_per_client: int = setting(32, "images of every client's generator in a step", low=1)
+    samples_per_client: int = setting(32, "images of every client's generator in a step", low=1, high=MOST_IN_A_BATCH)
     teacher: str = setting(
         "mixture", "mixture: meta model over experts; expert_sum: sum of expert logits; uniform: mean of the clients' logits",
         choices=("mixture", "expert_sum", "uniform"),
@@ -268,5 +269,5 @@ class MemoryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    batch_size: int = setting(500, "images of one forward pass", low=1)
+    batch_size: int = setting(500, "images of one forward pass", low=1, high=MOST_IN_A_BATCH)
     every_rounds: int = setting(5, "rounds between validations of the global model", low=1)

@@ -137,8 +137,8 @@ def run(
     import jax
 
     from mosaic_jax.config import MappingConfig
+    from mosaic_jax.devices import create_cpu_devices
     from mosaic_jax.io.run_directory import hardware
-    from mosaic_jax.mapping import create_cpu_devices
 
     # Before anything starts JAX, which would leave clients on one device.
     create_cpu_devices(MappingConfig(), max(row.clients for row in rows))

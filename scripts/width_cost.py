@@ -16,10 +16,10 @@ import jax.numpy as jnp
 
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import with_values
+from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.io import native_library
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.run_directory import hardware
-from mosaic_jax.mapping import create_cpu_devices
 from mosaic_jax.methods import stages_of
 from mosaic_jax.stages.problem import build_problem, placements
 

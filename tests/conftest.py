@@ -110,11 +110,13 @@ def programs_are_few() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def work_done_once() -> Iterator[None]:
-    """Equal problems get the same stages: JAX then traces and compiles their programs once in a process and not in every run.
+    """Equal problems get the same stages, whose programs are traced and compiled once in a process and not in every run.
 
     Models that are equal to the last bit are judged once: a program for it would be traced every time.
     """
-    from mosaic_jax import results
+    import jax
+
+    from mosaic_jax import results, runner
     from mosaic_jax.methods import METHODS
     from mosaic_jax.stages.federation import Federation
     from mosaic_jax.stages.problem import Outputs, Problem, Stage
@@ -136,12 +138,20 @@ def work_done_once() -> Iterator[None]:
             judged[key] = evaluate_models(problem, outputs)
         return copy.deepcopy(judged[key])
 
-    rows, evaluate_models = dict(METHODS), results.evaluate_models
+    def compiled_once(function: Callable, arguments: tuple, **options: Any) -> Callable:
+        where = [(np.shape(leaf), leaf.dtype, getattr(leaf, "sharding", None)) for leaf in jax.tree.leaves(arguments)]
+        key = (function, str(jax.tree.structure(arguments)), str(where), str(options))
+        if key not in made:
+            made[key] = compiled(function, arguments, **options)
+        return made[key]
+
+    rows, evaluate_models, compiled = dict(METHODS), results.evaluate_models, runner.compiled
+    runner.compiled = compiled_once
     METHODS.update({name: once(method) for name, method in rows.items()})
     results.evaluate_models = judged_once
     yield
     METHODS.update(rows)
-    results.evaluate_models = evaluate_models
+    results.evaluate_models, runner.compiled = evaluate_models, compiled
 
 
 def bits_of(tree: Any) -> str:

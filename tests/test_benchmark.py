@@ -138,7 +138,7 @@ def test_scale_tells_the_cost_of_a_client_step_and_its_growth() -> None:
 
 def test_cores_become_devices_before_anything_starts_jax(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr("mosaic_jax.mapping.create_cpu_devices", lambda mapping, num: order.append(f"devices for {num} clients"))
+    monkeypatch.setattr("mosaic_jax.devices.create_cpu_devices", lambda mapping, num: order.append(f"devices for {num} clients"))
     monkeypatch.setattr(benchmark, "measure_scale", lambda rows, repeats: order.append("measured") or [])
     benchmark.run(chosen("scale", "scale-100"), 1)
     assert order == ["devices for 100 clients", "measured"]

@@ -35,7 +35,7 @@ BAD_ARGUMENTS = [
     (["train", "--config", "nowhere.py"], "config file nowhere.py: not found"),
     (["train", "--config", DIGITS, "--preset", "refrence"], "must be one of default, reference; did you mean reference?"),
     (["train", "--config", DIGITS, "--set", "warmup.num_round=3"], "did you mean warmup.num_rounds?"),
-    (["train", "--config", DIGITS, "--set", "seed=1", "warmup.batch_size=0"], "must be a whole number, at least 1"),
+    (["train", "--config", DIGITS, "--set", "seed=1", "warmup.batch_size=0"], "must be a whole number, from 1 to 65536"),
     (["train", "--config", DIGITS, "--seed", "x"], "seed=x: must be a whole number"),
     (["train", "--config", DIGITS, "--stop-after", "warm"], "invalid choice: 'warm'"),
     (["train", "--config", DIGITS, "--run-dir", DIGITS], "is a file; name a directory"),
@@ -103,6 +103,13 @@ def test_help_and_argument_errors_import_nothing_heavy(arguments: list[str], sta
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
+
+
+def test_a_platform_that_jax_does_not_have_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mosaic_jax", "train", "--config", DIGITS, "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: JAX_PLATFORMS=cuda: JAX finds no such device here")
 
 
 def test_the_config_command_prints_the_resolved_configuration_with_help(capsys: pytest.CaptureFixture[str]) -> None:

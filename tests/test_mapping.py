@@ -70,6 +70,27 @@ def test_clients_run_as_many_steps_as_they_have_whatever_device_they_are_on(num_
     np.testing.assert_array_equal(found, steps)
 
 
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3])
+def test_clients_of_similar_numbers_of_steps_are_mapped_together(num_devices: int, chunk: int) -> None:
+    passes: list[int] = []
+
+    def count(steps: jax.Array, name: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(i: jax.Array, done: jax.Array) -> jax.Array:
+            jax.debug.callback(lambda i: passes.append(int(i)), i)  # for every client that is mapped, waiting or not
+            return done + 1
+
+        return jax.lax.fori_loop(0, steps, step, 0), name
+
+    # Long and short by turns: in the order of their names every chunk would have a long one.
+    steps = jnp.array([9, 1, 8, 2, 9, 1, 8, 2] * num_devices)
+    names = jnp.arange(len(steps))
+    mapped = jax.jit(lambda s, n: for_each_client(count, (s, n), (), plan(chunk, num_devices), s))(steps, names)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(mapped, (steps, names))
+    assert len(passes) == steps.sum()  # chunks of two equal ones: nobody waits
+
+
 @pytest.mark.parametrize(("num_clients", "held"), [(4, 2), (5, 5)])
 def test_a_placed_state_is_held_in_parts_where_the_clients_divide_among_the_devices(num_clients: int, held: int) -> None:
     arrays = {"clients": jnp.arange(num_clients * 2.0).reshape(num_clients, 2), "server": jnp.ones(3)}

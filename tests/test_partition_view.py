@@ -205,7 +205,7 @@ def test_a_run_and_its_plan_deal_the_clients_what_the_table_says(tmp_path: Path,
     (tmp_path / "t.csv").write_text(as_csv(counts, [str(k) for k in range(10)]))
     of_table = {"kind": "table", "table": str(tmp_path / "t.csv"), "feature_noise": 0.1}
     config = tiny(method="fedavg", partition=of_table)
-    np.testing.assert_array_equal(runner._problem(config, Console())[0].partition_counts, counts)
+    np.testing.assert_array_equal(runner.prepare(config, Console())[0].partition_counts, counts)
     said = f"3 clients, table {tmp_path / 't.csv'}, noise up to 0.1"
     assert f"{said}: 36 to 41 training images each" in capsys.readouterr().out
     assert plan_run(config).title.endswith(said)

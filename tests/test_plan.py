@@ -58,11 +58,11 @@ def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished
         assert parts(stage(planned, made.name)) == of_parts
 
 
-def test_the_prototypes_that_the_meta_model_reads_are_at_most_those_planned(planned: RunPlan, finished: Path) -> None:
+def test_the_prototypes_that_the_meta_model_reads_are_those_planned(planned: RunPlan, finished: Path) -> None:
     problem, outputs = restored.restore(finished, Console(quiet=True))
     made = next(made for made in stages_of(problem) if made.name == "meta")
     made_of_prototypes = made.inputs(outputs)._replace(experts=())
-    assert 0 < num_bytes(made_of_prototypes) <= stage(planned, "meta").memory.inputs
+    assert 0 < num_bytes(made_of_prototypes) == stage(planned, "meta").memory.inputs
 
 
 def test_one_program_is_planned_for_each_segment_validation_and_start(planned: RunPlan) -> None:
@@ -74,6 +74,18 @@ def test_one_program_is_planned_for_each_segment_validation_and_start(planned: R
     }  # fmt: skip
     of_wide_features = plan_run(tiny(model={"width": 16}))
     assert stage(of_wide_features, "meta").programs == ("start", "segment", "expert heads")
+    of_images = plan_run(tiny(meta={"source": "generated"}))
+    assert stage(of_images, "meta").programs == ("start", "segment", "generated images")
+
+
+def test_programs_of_other_shapes_are_planned_too() -> None:
+    cohorts = plan_run(tiny(warmup={"clients_per_round": 2}, prototypes={"num_rounds": 1}))
+    assert stage(cohorts, "warmup").programs == ("start", "segment 1", "segment 2", "validation")
+    assert stage(cohorts, "finetune").programs == ("start", "segment", "validation")
+    networks = plan_run(tiny(method="fedavg", clients={"models": ("cnn:2", "cnn:4")}))
+    assert stage(networks, "warmup").programs == ("start", "segment", "validation 1", "validation 2")
+    narrow = plan_run(tiny(method="heterofl", clients={"rho": 3}))
+    assert stage(narrow, "warmup").programs == ("start", "segment", "statistics", "validation")
 
 
 def test_parameters_are_counted_as_everybody_counts_them() -> None:

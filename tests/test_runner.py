@@ -369,6 +369,18 @@ def test_clients_shared_among_devices_end_where_those_of_one_device_end(
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours[stage], theirs[stage])
 
 
+def test_four_devices_end_where_one_ends(tmp_path: Path) -> None:
+    found = []
+    for num_devices in (4, 1):
+        run_dir = tmp_path / str(num_devices)
+        config = tiny(partition={"num_clients": 4}, mapping={"num_devices": num_devices})
+        assert len(runner.build_problem(config, runner.load("digits", 32)).client_plan.devices) == num_devices
+        assert train(config, run_dir, stop_after="generators") == 0
+        found.append(final_states(run_dir))
+    for stage in ("warmup", "generators"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found[0][stage], found[1][stage])
+
+
 def test_a_run_resumes_on_another_number_of_devices(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = jax.local_devices()
     monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])

@@ -7,11 +7,12 @@ import jax
 from mosaic_jax import ops
 from mosaic_jax.config import Config
 from mosaic_jax.data.partition import describe
+from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.io.redraws import shown_redraws
-from mosaic_jax.mapping import Plan, create_cpu_devices
+from mosaic_jax.mapping import Plan
 from mosaic_jax.models import judge_of
 from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
 from mosaic_jax.planning.memory import capacity

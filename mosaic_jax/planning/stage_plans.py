@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.methods import stages_of
+from mosaic_jax.methods import FEDERATIONS, stages_of
 from mosaic_jax.planning.memory import Memory, stage_memory
 from mosaic_jax.stages.federated import FederatedState
-from mosaic_jax.stages.meta import MetaInputs, keeps_logits
-from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.stages.meta import keeps_logits
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, warmup_participation
 from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import PyTree
 
@@ -46,7 +45,7 @@ def plan_stages(problem: Problem) -> tuple[StagePlan, ...]:
     outputs: Outputs = {}
     plans = []
     for stage in stages:
-        inputs, copied = _inputs(problem, stage, outputs)
+        inputs, copied = _traced(stage.inputs, outputs)
         state = jax.eval_shape(stage.init, inputs)
         memory = stage_memory(problem, stage, state, inputs, copied, held)
         traffic = stage.traffic(_with_expected_prototypes(problem, state))
@@ -54,30 +53,12 @@ def plan_stages(problem: Problem) -> tuple[StagePlan, ...]:
             StagePlan(
                 name=stage.name, unit=stage.unit, num_steps=stage.num_steps, segment=stage.segment,
                 mapped=stage.sharding is not None, state=_parts(state), memory=memory,
-                up=traffic["up"], down=traffic["down"], programs=_programs(problem, stage),
+                up=traffic["up"], down=traffic["down"], programs=_programs(problem, stage, state),
             )
         )  # fmt: skip
         outputs[stage.name], made = _traced(stage.output, state, inputs)
         held += made
     return tuple(plans)
-
-
-def _inputs(problem: Problem, stage: Stage, outputs: Outputs) -> tuple[PyTree, int]:
-    """Shapes of what a stage reads, and the bytes of those arrays that are not simply arrays of earlier outputs."""
-    if stage.name == "meta":  # only the warm-up tells how many prototypes there are
-        valid, num_classes = outputs["warmup"].prototypes.valid, problem.num_classes
-        warmup = problem.config.warmup  # every centre has an image of its own among those of the round
-        of_clients = _expected_valid(problem, valid.shape).sum(axis=(2, 3))
-        num = int(np.minimum(of_clients, warmup.num_local_steps * warmup.batch_size).sum())
-        if problem.config.meta_source == "generated":
-            num = len(problem.participants) * problem.config.meta.samples_per_client
-        labels = jax.ShapeDtypeStruct((num,), jnp.int32)
-        if keeps_logits(problem):
-            inputs = MetaInputs(jax.ShapeDtypeStruct((num, num_classes, num_classes), jnp.float32), labels)
-        else:
-            inputs = MetaInputs((), labels, jax.ShapeDtypeStruct((num, problem.feature_size), jnp.float32))
-        return inputs, num_bytes(inputs)
-    return _traced(stage.inputs, outputs)
 
 
 def _traced(function: Callable[..., PyTree], *arguments: PyTree) -> tuple[PyTree, int]:
@@ -101,10 +82,28 @@ def _with_expected_prototypes(problem: Problem, state: PyTree) -> PyTree:
     return state._replace(prototypes=state.prototypes._replace(valid=valid))
 
 
-def _programs(problem: Problem, stage: Stage) -> tuple[str, ...]:
-    more = {"meta": ("expert heads",) if keeps_logits(problem) else (), "distill": ("histogram",)}
-    segment = ("segment", *more.get(stage.name, ())) if stage.num_steps else ()
-    return ("start", *segment, *(("validation",) if stage.watch is not None else ()))
+def _programs(problem: Problem, stage: Stage, state: PyTree) -> tuple[str, ...]:
+    """What a stage compiles, by name; programs that differ only in the network or the number of clients have its place behind."""
+    config = problem.config
+    federated = isinstance(state, FederatedState)
+    static = FEDERATIONS[config.federated](problem).static_batch_norm
+    # Mosaic's rounds of a cohort and its rounds of all clients differ in shape.
+    parts = warmup_participation(config, problem.groups)
+    rounds = 2 if (stage.name, config.method) == ("warmup", "mosaic") and parts.cohort_size < parts.num_clients else 1
+    judged = (len(state.servers) if federated else 1) if any(map(len, problem.splits.validation)) else 0
+    meta = "generated images" if config.meta_source == "generated" else "expert heads" if keeps_logits(problem) else None
+    return (
+        "start",
+        *(_several("segment", rounds) if stage.num_steps else ()),
+        *((meta,) if stage.name == "meta" and meta and stage.num_steps else ()),
+        *(("histogram",) if stage.name == "distill" and stage.num_steps else ()),
+        *(_several("statistics", len(state.servers)) if federated and static else ()),
+        *(_several("validation", judged) if stage.watch is not None else ()),
+    )
+
+
+def _several(name: str, count: int) -> tuple[str, ...]:
+    return (name,) if count == 1 else tuple(f"{name} {place + 1}" for place in range(count))
 
 
 def _parts(state: PyTree) -> tuple[Part, ...]:

@@ -62,14 +62,14 @@ def distill_stage(problem: Problem) -> Stage:
 
     def inputs_of(outputs: Outputs) -> DistillInputs:
         # A network that no client has begins afresh.
-        start = problem.classifier.init(key_at(config.seed, "student")) if problem.student is None else None
+        start = problem.classifier.init(key_at(problem.root, "student")) if problem.student is None else None
         start = outputs["warmup"].servers[problem.student] if start is None else start
         if distill.teacher == "uniform":
             return DistillInputs(start, outputs["generators"], (), (), outputs["warmup"].clients)
         return DistillInputs(start, outputs["generators"], outputs["experts"], outputs["meta"])
 
-    def draw(inputs: DistillInputs, stage: str, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key = key_at(config.seed, stage, step)
+    def draw(inputs: DistillInputs, stage: str, step: jax.Array, root: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = key_at(root, stage, step)
         images = synthetic_images(problem.generator, inputs.generators, key, num_images, batch_norm)
         return images, teacher_logits(problem, inputs, images)
 
@@ -80,7 +80,7 @@ def distill_stage(problem: Problem) -> Stage:
 
         def step(t: jax.Array, carry: tuple) -> tuple:
             state, series = carry
-            images, teacher = draw(inputs, "distill", t)
+            images, teacher = draw(inputs, "distill", t, problem.root)
             weights = sample_weights(teacher, sizes, distill)
             state, info = distill_step(problem.classifier, state, images, teacher, weights, distill)
             values = dict(
@@ -91,11 +91,11 @@ def distill_stage(problem: Problem) -> Stage:
         return jax.lax.fori_loop(start, stop, step, (state, {name: jnp.zeros(segment) for name in names}))
 
     @jax.jit
-    def histogram(inputs: DistillInputs) -> jax.Array:
-        """Shares of each class, a row for each generator, that the teacher sees in its images."""
+    def histogram(inputs: DistillInputs, root: jax.Array) -> jax.Array:
+        """Shares of each class, a row for each generator, that the teacher sees in its images; root: as of `key_at`."""
 
         def step(counts: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-            seen = jnp.argmax(draw(inputs, "histogram", t)[1], axis=-1).reshape(len(generating), num_images)
+            seen = jnp.argmax(draw(inputs, "histogram", t, root)[1], axis=-1).reshape(len(generating), num_images)
             return counts + jnp.sum(jax.nn.one_hot(seen, problem.num_classes), axis=1), None
 
         counts = jax.lax.scan(step, jnp.zeros((len(generating), problem.num_classes)), jnp.arange(4))[0]
@@ -104,7 +104,7 @@ def distill_stage(problem: Problem) -> Stage:
     def watch(state: StudentState, inputs: DistillInputs, step: int) -> tuple[StudentState, Records]:
         records: Records = {}
         if step == 0 and distill.num_steps:
-            shares = np.asarray(histogram(inputs))
+            shares = np.asarray(histogram(inputs, problem.root))
             for client, row in zip(generating, shares, strict=True):
                 records |= {f"teacher_histogram/client{client}/class{k}": float(share) for k, share in enumerate(row)}
         if validate is not None:

@@ -20,16 +20,21 @@ EvalBatches = tuple[np.ndarray, np.ndarray, np.ndarray]
 MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
 
 
-def eval_batches(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, batch_size: int, num_batches: int = 0) -> EvalBatches:
-    """images u8[N, B, ...], labels i32[N, B], valid bool[N, B] of the chosen images, the last batch padded by repeats."""
+def index_batches(indices: np.ndarray, batch_size: int, num_batches: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The chosen images i32[N, B] by batches, the last one padded by repeats of image 0, and valid bool[N, B]."""
     batch_size = min(batch_size, max(len(indices), 1)) if num_batches == 0 else batch_size
     num_batches = num_batches or -(-max(len(indices), 1) // batch_size)
     padded = np.zeros(num_batches * batch_size, np.int32)
     padded[: len(indices)] = indices
     valid = np.arange(len(padded)) < len(indices)
     shape = (num_batches, batch_size)
-    chosen = padded.reshape(shape)
-    return images[chosen], labels[chosen].astype(np.int32), valid.reshape(shape)
+    return padded.reshape(shape), valid.reshape(shape)
+
+
+def eval_batches(images: np.ndarray, labels: np.ndarray, indices: np.ndarray, batch_size: int) -> EvalBatches:
+    """images u8[N, B, ...], labels i32[N, B], valid bool[N, B] of the chosen images."""
+    chosen, valid = index_batches(indices, batch_size)
+    return images[chosen], labels[chosen].astype(np.int32), valid
 
 
 def federated_validation(problem: Problem, classifier: Classifier) -> Callable[[Variables], jax.Array]:
@@ -82,21 +87,25 @@ def evaluate_clients(problem: Problem, clients: tuple[Variables, ...]) -> dict[s
     def counts(images: np.ndarray, labels: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
         longest = max(max(len(share) for share in shares), 1)
         batch = min(size, longest)
-        stacked = [eval_batches(images, labels, share, batch, -(-longest // batch)) for share in shares]
-        batches = tuple(np.stack(arrays) for arrays in zip(*stacked, strict=True))
+        stacked = [index_batches(share, batch, -(-longest // batch)) for share in shares]
+        chosen, valid = (np.stack(arrays) for arrays in zip(*stacked, strict=True))
+        batches = (chosen, labels[chosen].astype(np.int32), valid)
 
         @jax.jit
-        def of_groups(clients: tuple[Variables, ...], batches: PyTree) -> jax.Array:
+        def of_groups(clients: tuple[Variables, ...], batches: PyTree, images: jax.Array) -> jax.Array:
             def of_group(group: Group, models: Variables) -> jax.Array:
-                def one(variables: Variables, own: PyTree) -> jax.Array:
-                    return confusion_matrix(_predict(problem, group.classifier, variables), own, problem.num_classes)
+                # Images are looked up batch by batch: those of all clients at once, as many as the longest has, may not fit.
+                def one(variables: Variables, own: PyTree, images: jax.Array) -> jax.Array:
+                    predict = _predict(problem, group.classifier, variables)
+                    return confusion_matrix(lambda indices: predict(images[indices]), own, problem.num_classes)
 
-                return for_each_client(one, (models, jax.tree.map(lambda leaf: leaf[group.clients], batches)), plan=plan)
+                own = jax.tree.map(lambda leaf: leaf[group.clients], batches)
+                return for_each_client(one, (models, own), (images,), plan)
 
             found = [of_group(*each) for each in zip(problem.groups, clients, strict=True)]
             return in_client_order(problem.groups, found)
 
-        return np.asarray(of_groups(clients, batches))[problem.participants]
+        return np.asarray(of_groups(clients, batches, images))[problem.participants]
 
     validation = counts(dataset.train_images, dataset.train_labels, problem.splits.validation)
     return _client_summary(validation, counts(problem.client_test_images, dataset.test_labels, problem.splits.test))

@@ -88,7 +88,7 @@ def federated_stage(
         return servers[kinds.index(group.architecture)]
 
     def fresh(kind: int) -> Variables:
-        return problem.architectures[kind].classifier.init(key_at(config.seed, "model" if kind == 0 else f"model/{kind}"))
+        return problem.architectures[kind].classifier.init(key_at(problem.root, "model" if kind == 0 else f"model/{kind}"))
 
     def first(group: Group, server: Variables) -> tuple[Variables, submodels.Channels]:
         """What the clients of a group receive in round 0."""

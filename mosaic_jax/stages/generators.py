@@ -71,7 +71,7 @@ def auxiliary_stage(problem: Problem) -> Stage:
     num_steps = steps_per_client(problem.num_samples, config.generator.classifier_num_epochs, batch_size)
 
     def init(inputs: PyTree) -> tuple[Variables, ...]:
-        key = key_at(config.seed, "auxiliary")
+        key = key_at(problem.root, "auxiliary")
         return tuple(
             for_each_client(lambda client, own=group: own.classifier.init(client_key(key, client)), (group.clients,))
             for group in groups
@@ -90,7 +90,7 @@ def auxiliary_stage(problem: Problem) -> Stage:
                 def step(t: jax.Array, carry: tuple) -> tuple:
                     variables, opt_state, losses = carry
                     chosen = indices[t - start]
-                    key = client_key(key_at(config.seed, "auxiliary", t), client)
+                    key = client_key(key_at(problem.root, "auxiliary", t), client)
                     batch = Batch(problem.preprocess(key, images[chosen]), labels[chosen])
                     variables, opt_state, loss = sgd_step(group.classifier, variables, opt_state, batch, optimizer)
                     return variables, opt_state, losses.at[t - start].set(loss)
@@ -99,8 +99,9 @@ def auxiliary_stage(problem: Problem) -> Stage:
                 variables, _, losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
                 return variables, {"loss": losses}
 
-            mapped = (state, indices, group.clients, jnp.asarray(num_steps[group.clients]))
-            return for_each_client(one, mapped, data, problem.client_plan)
+            own_steps = jnp.asarray(num_steps[group.clients])
+            unequal = own_steps if config.generator.classifier_num_epochs else None
+            return for_each_client(one, (state, indices, group.clients, own_steps), data, problem.client_plan, unequal)
 
         return _of_all(problem, groups, [of_group(*each) for each in zip(groups, state, indices, strict=True)])
 
@@ -144,7 +145,7 @@ def generators_stage(problem: Problem) -> Stage:
     def init(inputs: dict[str, tuple]) -> tuple[GanState, ...]:
         def of_group(group: Group, own_models: PyTree) -> GanState:
             def one(client: jax.Array, own_model: PyTree) -> GanState:
-                keys = jax.random.split(client_key(key_at(config.seed, "gan"), client))
+                keys = jax.random.split(client_key(key_at(problem.root, "gan"), client))
                 return init_gan(problem.generator.init(keys[0]), judge(group).init(keys[1]) if separate else own_model, gan)
 
             return for_each_client(one, (group.clients, own_models))
@@ -164,7 +165,7 @@ def generators_stage(problem: Problem) -> Stage:
             ) -> tuple[GanState, dict[str, jax.Array]]:  # fmt: skip
                 def step(t: jax.Array, carry: tuple) -> tuple:
                     state, d_losses, g_losses = carry
-                    keys = jax.random.split(client_key(key_at(config.seed, "generators", t), client), 4)
+                    keys = jax.random.split(client_key(key_at(problem.root, "generators", t), client), 4)
                     noise = jax.random.normal(keys[0], (gan.batch_size, gan.latent_size))
                     state, info = generator_step(
                         problem.generator, judge(group), group.classifier, state, classifier,
@@ -177,9 +178,9 @@ def generators_stage(problem: Problem) -> Stage:
                 state, d_losses, g_losses = jax.lax.fori_loop(start, jnp.minimum(stop, own_steps), step, carry)
                 return state, {"discriminator_loss": d_losses, "generator_loss": g_losses}
 
-            ids = group.clients
-            mapped = (state, classifiers, indices, ids, jnp.asarray(num_steps[ids]), weights[ids])
-            return for_each_client(one, mapped, data[:1], problem.client_plan)
+            ids, own_steps = group.clients, jnp.asarray(num_steps[group.clients])
+            mapped = (state, classifiers, indices, ids, own_steps, weights[ids])
+            return for_each_client(one, mapped, data[:1], problem.client_plan, own_steps if gan.num_epochs else None)
 
         parts = zip(groups, state, inputs["classifier"], indices, strict=True)
         return _of_all(problem, groups, [of_group(*each) for each in parts])

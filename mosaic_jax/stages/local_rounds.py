@@ -34,7 +34,7 @@ def held_channels(
     """The channels that a client of a group holds in a round; {} where all clients hold all."""
     if federation.channels is None:
         return {}
-    key = client_key(key_at(problem.config.seed, f"{stage}/channels", round_), client)
+    key = client_key(key_at(problem.root, f"{stage}/channels", round_), client)
     return federation.channels(problem.architectures[group.architecture].sizes, group.sizes, round_, key)
 
 
@@ -62,7 +62,7 @@ def local_round(
 
     personal: the clients' own leaves, [M, ...]; data: all training images and labels.
     """
-    key = key_at(problem.config.seed, stage, round_)
+    key = key_at(problem.root, stage, round_)
     label_counts = jnp.asarray(problem.label_counts, jnp.float32)[cohort.clients]
 
     def one(indices: jax.Array, client: jax.Array, counts: jax.Array, own: list, server: Variables, *data: jax.Array) -> tuple:
@@ -88,7 +88,7 @@ def group_prototypes(
     A narrower client has features of its own channels only: others are 0, for its head is the whole head's rows at those.
     """
     config = problem.config
-    key = key_at(config.seed, "prototypes", round_)
+    key = key_at(problem.root, "prototypes", round_)
 
     def clusters(
         indices: jax.Array, client: jax.Array, own: list, held: Channels, server: Variables, images: jax.Array, labels: jax.Array

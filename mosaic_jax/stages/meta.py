@@ -17,7 +17,9 @@ from mosaic_jax.types import PyTree, Variables
 
 
 class MetaInputs(NamedTuple):
-    """expert_logits: f32[N, E, K], the expert heads on all valid prototypes, or the experts on generated images; labels: i32[N].
+    """expert_logits: f32[N, E, K], the expert heads on all prototypes, or the experts on generated images; labels: i32[N].
+
+    valid: bool[N], which of them there are: how many is a matter of the seed, and so of no shape; () for all.
 
     Or, where `keeps_logits` says no, instead of expert_logits the prototypes f32[N, D] and the experts, whose heads run in every
     step on its batch.
@@ -27,6 +29,7 @@ class MetaInputs(NamedTuple):
     labels: jax.Array
     features: PyTree = ()
     experts: PyTree = ()
+    valid: PyTree = ()
 
 
 def keeps_logits(problem: Problem) -> bool:
@@ -47,9 +50,9 @@ def meta_stage(problem: Problem) -> Stage:
     label_counts = jnp.asarray(problem.label_counts[problem.participants], jnp.float32)
 
     @jax.jit
-    def judged(experts: Experts, generators: Variables) -> tuple[jax.Array, jax.Array]:
-        """The experts' logits for generated images f32[N, E, K], and the labels that they give them."""
-        key = key_at(config.seed, "meta_images")
+    def judged(experts: Experts, generators: Variables, root: jax.Array, label_counts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The experts' logits for generated images f32[N, E, K], and the labels that they give them; root: as of `key_at`."""
+        key = key_at(root, "meta_images")
         images = synthetic_images(
             problem.generator, generators, key, meta.samples_per_client, config.generator.sampling_batch_norm
         )
@@ -58,21 +61,21 @@ def meta_stage(problem: Problem) -> Stage:
 
     def inputs_of(outputs: Outputs) -> MetaInputs:
         if config.meta_source == "generated":
-            return MetaInputs(*judged(outputs["experts"], outputs["generators"]))
+            return MetaInputs(*judged(outputs["experts"], outputs["generators"], problem.root, label_counts))
         prototypes = outputs["warmup"].prototypes
-        valid = np.asarray(prototypes.valid)
-        features = np.asarray(prototypes.features)[valid]
-        labels = np.broadcast_to(np.arange(problem.num_classes)[:, None], valid.shape)[valid].astype(np.int32)
+        valid = prototypes.valid.reshape(-1)
+        features = prototypes.features.reshape(len(valid), -1)
+        labels = jnp.broadcast_to(jnp.arange(problem.num_classes)[:, None], prototypes.valid.shape).reshape(-1)
         if not keeps_logits(problem):
-            return MetaInputs((), jnp.asarray(labels), jnp.asarray(features), outputs["experts"])
+            return MetaInputs((), labels, features, outputs["experts"], valid)
         logits = jax.jit(lambda experts, x: predict_heads(problem, experts, x))(outputs["experts"], features)
-        return MetaInputs(logits, jnp.asarray(labels))
+        return MetaInputs(logits, labels, valid=valid)
 
     def init(inputs: MetaInputs) -> MetaState:
-        return init_meta(problem.meta_model.init(key_at(config.seed, "meta_model")), meta)
+        return init_meta(problem.meta_model.init(key_at(problem.root, "meta_model")), meta)
 
     def host(inputs: MetaInputs, start: int) -> np.ndarray:
-        every = np.arange(inputs.labels.shape[0], dtype=np.int32)
+        every = np.flatnonzero(np.broadcast_to(inputs.valid if len(inputs.valid) else True, inputs.labels.shape)).astype(np.int32)
         return batch_indices(
             [every], client_ids=[0], seed=config.seed, stage="meta", start=start, num_steps=segment,
             batch_size=meta.batch_size, batches_per_pass=meta.batches_per_epoch,
@@ -84,7 +87,7 @@ def meta_stage(problem: Problem) -> Stage:
         def step(t: jax.Array, carry: tuple) -> tuple:
             state, losses = carry
             chosen = indices[t - start]
-            key = key_at(config.seed, "meta", t)
+            key = key_at(problem.root, "meta", t)
             if isinstance(inputs.expert_logits, tuple):
                 logits = predict_heads(problem, inputs.experts, inputs.features[chosen])
             else:

@@ -17,6 +17,7 @@ from mosaic_jax.data.partition.dealing import Rejected, unheard
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
+from mosaic_jax.rng import root_of
 from mosaic_jax.stages.groups import Architecture, Group, build_groups
 from mosaic_jax.stages.participation import Participation
 from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Splits
@@ -25,7 +26,7 @@ from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, 
 class Problem(NamedTuple):
     """A configuration with its networks and its data dealt to clients.
 
-    config: with the data set's own settings in the place of auto.
+    config: with the data set's own settings in the place of auto; root: of its seed, for `key_at`.
     label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
     partition_counts: i64[C, K] counts all images dealt, as papers print them. client_plan, expert_plan: how both are mapped.
     classifier: the student's network, that of `model`; architectures, groups: the clients' networks, and who holds which.
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
     """
 
     config: Config
+    root: np.ndarray
     dataset: Dataset
     splits: Splits
     client_test_images: np.ndarray
@@ -113,6 +115,7 @@ def build_problem(
     architectures, groups = build_groups(config, num_classes)
     return Problem(
         config=config,
+        root=root_of(config.seed),
         dataset=dataset._replace(
             train_images=skew(dataset.train_images, dealt.client_indices, config.partition, config.seed, "train")
         ),

@@ -25,7 +25,7 @@ def static_batch_norm(
 
     @jax.jit
     def estimate(servers: tuple[Variables, ...], cohorts: tuple, data: tuple, round_: jax.Array) -> tuple[Variables, ...]:
-        key = key_at(problem.config.seed, f"{stage}/statistics", round_)
+        key = key_at(problem.root, f"{stage}/statistics", round_)
 
         def of_kind(kind: int, server: Variables) -> Variables:
             own = [cohort for group, cohort in zip(groups, cohorts, strict=True) if group.architecture == kind]
