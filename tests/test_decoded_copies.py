@@ -142,10 +142,15 @@ def test_a_process_that_is_killed_while_it_decodes_leaves_nothing_that_is_truste
 
 
 def test_the_second_of_two_at_once_waits_and_decodes_nothing(
-    home: Path, source: str, decoded: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, source: str, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, go_on = threading.Event(), threading.Event()
+    started, waits, go_on = threading.Event(), threading.Event(), threading.Event()
     real = datasets.decode
+
+    class Listening(Console):
+        def message(self, text: str) -> None:
+            if "waiting for another process" in text:
+                waits.set()
 
     def slow(*arguments: object) -> None:
         started.set()
@@ -154,13 +159,11 @@ def test_the_second_of_two_at_once_waits_and_decodes_nothing(
 
     monkeypatch.setattr(datasets, "decode", slow)
     results: list[Dataset] = []
-    threads = [threading.Thread(target=lambda: results.append(load(source, 32, console=Console()))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(load(source, 32, console=Listening()))) for _ in range(2)]
     for thread in threads:
         thread.start()
         assert started.wait(30)
-    waiting = ""
-    while "waiting for another process" not in waiting:
-        waiting += capsys.readouterr().out
+    assert waits.wait(30)
     go_on.set()
     for thread in threads:
         thread.join(30)
