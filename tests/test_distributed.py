@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -57,8 +58,9 @@ def ends(children: Sequence[subprocess.Popen]) -> list[Ended]:
     finally:
         for child in children:
             child.kill()
-    # Gloo, which carries the arrays between CPU processes, says on standard output whom it reached.
-    said = [("\n".join(line for line in out.splitlines() if "[Gloo]" not in line).strip(), err) for out, err in output]
+    # Gloo, which carries the arrays between CPU processes, says on standard output whom it reached, from several threads at once.
+    of_gloo = re.compile(r"\[Gloo\]|connected|peer ranks")
+    said = [("\n".join(line for line in out.splitlines() if not of_gloo.search(line)).strip(), err) for out, err in output]
     return [Ended(child.returncode, *text) for child, text in zip(children, said, strict=True)]
 
 
