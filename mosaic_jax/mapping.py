@@ -130,8 +130,9 @@ def for_each_client(
         if not 1 < chunk < here:
             return in_chunks(mapped, shared, plan.chunk)
         order = jnp.argsort(own_steps)
+        back = jnp.argsort(order)
         results = in_chunks(jax.tree.map(lambda x: x[order], mapped), shared, chunk)
-        return jax.tree.map(lambda x: x[jnp.argsort(order)], results)
+        return jax.tree.map(lambda x: x[back], results)
 
     if steps is not None:
         mapped = (mapped, steps)

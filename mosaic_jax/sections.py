@@ -10,7 +10,7 @@ from mosaic_jax.sources import SOURCES
 WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
 FEDERATED = WHOLE + WIDTHS
-MOST_IN_A_BATCH = 2**16  # images: the pixels of more than that are too many to be counted in 32 bits
+MOST_IN_A_BATCH = 2**16  # images: far more than memory holds; the pixels of 2^19 of 64x64 overflow 32 bits
 NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
