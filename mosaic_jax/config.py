@@ -158,6 +158,9 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             f"warmup.clients_per_round={cohort}: must be at most partition.num_clients={num_clients}; use 0 for all of them"
         )
+    strengths = config.distill.label_prior
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise ConfigError(f"distill.label_prior={show(strengths)}: must be different strengths; use 0 for no prior")
     _check_clients(config)
 
 

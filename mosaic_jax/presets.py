@@ -33,6 +33,7 @@ REFERENCE: dict[str, Any] = {
     "meta.feed_forward_size": 2048,
     "meta.dropout_rate": 0.2,
     "distill.teacher": "mixture",
+    "distill.label_prior": (0.0,),
     "distill.samples_per_client": 32,
     "distill.learning_rate": 1e-4,
     "distill.schedule": "constant",
@@ -47,4 +48,19 @@ REFERENCE: dict[str, Any] = {
     "distill.keep": "last",
     "finetune.client_learning_rate": 1e-4,
 }
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE}
+# The method as the paper describes it, without what was added here to make it work: the client's own classifier is the generator's
+# discriminator and judge, and the last student is handed on.
+PAPER: dict[str, Any] = {
+    "generator.discriminator": "classifier",
+    "generator.classifier": "client",
+    "generator.augment": "none",
+    "generator.real_target": 1.0,
+    "generator.ema": 0.0,
+    "distill.teacher": "mixture",
+    "distill.label_prior": (0.0,),
+    "distill.schedule": "constant",
+    "distill.ema": 0.0,
+    "distill.sample_weights": "uniform",
+    "distill.keep": "last",
+}
+PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER, "reference": REFERENCE}

@@ -7,18 +7,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mosaic_jax.config import FEDERATED, Config, ConfigError
 from mosaic_jax.config_io import flatten, resolve_seeds, with_values
 
 # What a fair table of Mosaic needs beside it: its federated method with the same extra rounds, the low-rate rounds alone, a teacher
-# that is the uniform ensemble of the clients, and experts without the meta model.
-CONTROLS: dict[str, dict[str, str]] = {
+# that is the uniform ensemble of the clients, experts without the meta model, and a teacher without the prior of an image's client.
+CONTROLS: dict[str, dict[str, Any]] = {
     "rounds": {},  # the method that warmup.method names
     "fedavg_finetune": {"method": "fedavg_finetune"},
     "uniform": {"distill.teacher": "uniform"},
     "expert_sum": {"distill.teacher": "expert_sum"},
+    "no_prior": {"distill.label_prior": (0.0,)},
 }
 
 # Settings that matter to a method from one of its stages on, by stage; of the settings named anywhere here, those that a method
@@ -36,11 +37,12 @@ LATER = ("warmup.method", "fedprox", "fedrs", "prototypes", "generator", "expert
 
 class Row(NamedTuple):
     """One line of a comparison; label: its name and its directory's; control: a key of CONTROLS, empty for a row that was asked
-    for; configs: one for each seed, ascending."""
+    for; configs: one for each seed, ascending; protocol: the stem of the configuration file."""
 
     label: str
     control: str
     configs: tuple[Config, ...]
+    protocol: str
 
 
 def rows_of(
@@ -59,7 +61,7 @@ def rows_of(
         for method in methods or ("",):
             configs = _resolved(file, method, preset, assignments, seeds)
             stem, warmup = Path(file).stem, method.partition(":")[2]
-            rows.append(Row("-".join(filter(None, (stem, method.replace(":", "-")))), "", configs))
+            rows.append(Row("-".join(filter(None, (stem, method.replace(":", "-")))), "", configs, stem))
             bases.append("-".join(filter(None, (stem, warmup))))
     _check_labels(rows)
     if controls:
@@ -93,7 +95,7 @@ def _controls(row: Row, base: str, others: Sequence[Row]) -> list[Row]:
         except ConfigError as error:
             raise ConfigError(f"{row.label}: its control {name} is not possible: {error}; --no-controls leaves it out") from error
         if identity(configs[0]) not in known:
-            found.append(Row(label, name, configs))
+            found.append(Row(label, name, configs, row.protocol))
     return found
 
 
@@ -104,18 +106,23 @@ def _check_labels(rows: Sequence[Row]) -> None:
             raise ConfigError(f"--configs: two rows would be called {label}; name each file otherwise, and each method once")
 
 
-def stage_keys(config: Config) -> dict[str, str]:
-    """A hash for each stage over the method and every setting that the stage or one before it depends on: equal keys, equal stages.
+def stage_settings(config: Config) -> dict[str, dict[str, Any]]:
+    """Of each stage the method and every setting that it or a stage before it depends on, `auto` resolved, the seed among them.
 
-    The seed is among them. Empty for a method that READ_FROM does not know: its stages are nobody else's.
+    Empty for a method that READ_FROM does not know: its stages are nobody else's.
     """
-    values, keys = flatten(config) | {"experts": config.expert_space, "meta.source": config.meta_source}, {}
+    values, found = flatten(config) | {"experts": config.expert_space, "meta.source": config.meta_source}, {}
     counted = {name: value for name, value in values.items() if not _of(name, LATER)}
     for stage, names in READ_FROM.get(config.method, {}).items():
         names = (*names, config.federated)  # and the section of the federated method, where it has one
-        counted |= {name: value for name, value in values.items() if _of(name, names)}
-        keys[stage] = _hash(counted)
-    return keys
+        counted = counted | {name: value for name, value in values.items() if _of(name, names)}
+        found[stage] = counted
+    return found
+
+
+def stage_keys(config: Config) -> dict[str, str]:
+    """A hash for each stage over its settings: equal keys, equal stages."""
+    return {stage: _hash(values) for stage, values in stage_settings(config).items()}
 
 
 def identity(config: Config) -> str:

@@ -196,6 +196,11 @@ class DistillConfig:
         "mixture", "mixture: meta model over experts; expert_sum: sum of expert logits; uniform: mean of the clients' logits",
         choices=("mixture", "expert_sum", "uniform"),
     )
+    label_prior: tuple[float, ...] = setting(
+        (0.0, 0.5, 1.0), "strengths s of the teacher's prior s log(n[i,c] / n[i] + eps) on images of client i's generator; 0 is "
+        "none; a student is distilled with each from the same images, and validation chooses", low=0.0, high=1.0,
+    )
+    label_prior_eps: float = setting(1e-3, "eps of the prior: the least share of images that a class is given", low=1e-9, high=1.0)
     learning_rate: float = setting(1e-4, "Adam rate", low=0.0)
     schedule: str = setting("constant", "of the learning rate", choices=("constant", "cosine"))
     temperature: float = setting(1.0, "softmax temperature T of the KL term", low=1e-3)
@@ -213,7 +218,8 @@ class DistillConfig:
     )
     sample_weights: str = setting("uniform", "weight of an image in the loss", choices=("uniform", "confidence", "client_size"))
     keep: str = setting(
-        "best", "student handed on: the best by federated validation (step 0 included), or the last", choices=("best", "last")
+        "best", "student handed on: the best by federated validation (step 0 included), or the last (of several the best then)",
+        choices=("best", "last"),
     )
     evaluate_every: int = setting(25, "steps between looks at the student", low=1)
 

@@ -33,7 +33,7 @@ from mosaic_jax.trees import stack
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
 SMALL: dict[str, Any] = {"method": "fedavg", "warmup": {"num_rounds": 1}, "finetune": {"num_rounds": 1}}
-FILES = {"comparison.json", "comparison.csv", "comparison.txt", "comparison.png", "report.html"}
+FILES = {"comparison.json", "comparison.csv", "comparison.txt", "comparison.png", "report.html", "results"}
 
 
 def small(seed: int = 0, **sections: Any) -> Config:
@@ -41,7 +41,7 @@ def small(seed: int = 0, **sections: Any) -> Config:
 
 
 def row(label: str, *configs: Config, control: str = "") -> Row:
-    return Row(label, control, configs)
+    return Row(label, control, configs, "tiny")
 
 
 def config_file(path: Path, values: dict[str, Any]) -> str:
@@ -265,9 +265,10 @@ def test_the_controls_of_mosaic_are_rows_each_once(tmp_path: Path) -> None:
     rows = rows_from([DIGITS])
     controls = [("digits-fedavg", "rounds"), *((f"digits-{name}", name) for name in list(CONTROLS)[1:])]
     assert labels(rows) == [("digits", ""), *controls]
-    assert [[config.seed for config in each.configs] for each in rows] == [[3, 4]] * 5
-    assert [each.configs[0].method for each in rows] == ["mosaic", "fedavg", "fedavg_finetune", "mosaic", "mosaic"]
-    assert [each.configs[0].distill.teacher for each in rows] == ["mixture"] * 3 + ["uniform", "expert_sum"]
+    assert [[config.seed for config in each.configs] for each in rows] == [[3, 4]] * 6
+    assert [each.configs[0].method for each in rows] == ["mosaic", "fedavg", "fedavg_finetune", "mosaic", "mosaic", "mosaic"]
+    assert [each.configs[0].distill.teacher for each in rows] == ["mixture"] * 3 + ["uniform", "expert_sum", "mixture"]
+    assert [each.configs[0].distill.label_prior for each in rows] == [(0.0, 0.5, 1.0)] * 5 + [(0.0,)]
     assert {each.configs[1].warmup.num_rounds for each in rows} == {2}
     assert labels(rows_from([DIGITS], controls=False)) == [("digits", "")]
     # A method that is asked for is no control, a file that equals one neither, and what differs in distilling only shares the rest.
@@ -278,8 +279,8 @@ def test_the_controls_of_mosaic_are_rows_each_once(tmp_path: Path) -> None:
     assert labels(on_others)[2:] == [(f"digits-fedrolex-{name}", name) for name in list(CONTROLS)[1:]]
     assert labels(rows_from([DIGITS], ("mosaic:fedrolex",)))[1] == ("digits-fedrolex", "rounds")
     files = [config_file(tmp_path / "one.py", {}), config_file(tmp_path / "two.py", {"distill.teacher": "expert_sum"})]
-    of_one = [("one-fedavg", "rounds"), *((f"one-{name}", name) for name in list(CONTROLS)[1:3])]
-    assert labels(rows_from(files)) == [("one", ""), ("two", ""), *of_one]
+    of_one = [("one-fedavg", "rounds"), *((f"one-{name}", name) for name in ("fedavg_finetune", "uniform", "no_prior"))]
+    assert labels(rows_from(files)) == [("one", ""), ("two", ""), *of_one, ("two-no_prior", "no_prior")]
 
 
 @pytest.mark.parametrize(

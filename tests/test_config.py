@@ -169,7 +169,7 @@ def test_the_hash_changes_with_every_setting_and_only_with_settings() -> None:
     base = Config(method="heterofl")  # has a place for every setting of clients
     hashes = {config_io.config_hash(base)}
     names = list(config_io.flatten(base))
-    of_tuples = {"clients.models": ("cnn:4",), "clients.rates": (0.5,) * 10}
+    of_tuples = {"clients.models": ("cnn:4",), "clients.rates": (0.5,) * 10, "distill.label_prior": (0.5,)}
     for each in settings(base):
         limits = each.field.metadata
         if isinstance(each.value, bool):

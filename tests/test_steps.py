@@ -160,15 +160,15 @@ def test_a_distill_step_moves_the_student_and_its_statistics_only_in_batch_mode(
     assert info.loss == pytest.approx(float(distillation_loss(logits, teacher, config)[0]), rel=1e-4)
     assert any_nonzero(difference(moved.variables.params, state.variables.params))
     assert any_nonzero(difference(moved.variables.batch_stats, state.variables.batch_stats)) == (mode == "batch")
-    assert_close(moved.best, state.best, rtol=0, atol=0)
 
 
 def test_keep_best_remembers_the_first_of_the_highest_validations() -> None:
-    state = jax.jit(distill.init_student, static_argnums=1)(network(0), DistillConfig())
-    for seed, validation in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
-        state = distill.keep_best(state._replace(ema=network(seed)), jnp.float32(validation))
-    assert_close(state.best, network(2), rtol=0, atol=0)
-    assert state.best_validation == pytest.approx(0.7)
+    best = distill.no_best(network(0))
+    for seed, validations in ((1, (0.5, 0.4)), (3, (0.6, 0.7)), (5, (0.7, 0.7)), (7, (0.6, 0.2))):
+        students = stack([network(seed), network(seed + 1)])
+        best = distill.keep_best(best, students, jnp.asarray(validations, jnp.float32))
+    assert_close(best.variables, network(4), rtol=0, atol=0)
+    assert (best.validation, best.place) == (pytest.approx(0.7), 1)
 
 
 def test_an_sgd_step_is_the_gradient_plus_weight_decay_times_the_rate() -> None:

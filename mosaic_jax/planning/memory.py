@@ -92,8 +92,9 @@ def step_activations(problem: Problem, stage: Stage) -> int:
     if stage.name == "meta":
         return _of_meta(config.meta, num_classes)
     if stage.name == "distill":
+        students = min(problem.expert_plan.chunk or len(config.distill.label_prior), len(config.distill.label_prior))
         student = _of_classifier(config.model, *of_network, distill_images(config))
-        return max(student, problem.expert_plan.chunk * expert_bytes(problem))
+        return max(students * student, problem.expert_plan.chunk * expert_bytes(problem))
     return max(_of_classifier(model, *of_network, config.warmup.batch_size) for model in of_clients)
 
 

@@ -1,4 +1,9 @@
-"""Distilling the teacher into the global model on generated images, watched and guarded by federated validation."""
+"""Distilling the teacher into the global model on generated images, watched and guarded by federated validation.
+
+How far the teacher should heed the label counts of an image's client, no one knows beforehand: counts know better where generators
+draw clean images, the teacher where they do not. So one student is distilled for each strength of `distill.label_prior`, all from
+the same images, and validation chooses.
+"""
 
 from typing import NamedTuple
 
@@ -6,21 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mosaic_jax.losses import DistillationTerms
+from mosaic_jax.mapping import Plan, for_each_client
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import federated_validation
 from mosaic_jax.stages.experts import predict_clients, predict_experts
 from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
 from mosaic_jax.steps.distill_step import (
+    BestStudent,
+    DistillInfo,
     StudentState,
     distill_step,
     init_student,
     keep_best,
+    no_best,
     sample_weights,
     synthetic_images,
+    with_label_prior,
 )
 from mosaic_jax.steps.experts import expert_sum
 from mosaic_jax.steps.meta_step import mixture_logits
-from mosaic_jax.trees import num_bytes
+from mosaic_jax.trees import broadcast, num_bytes
 from mosaic_jax.types import PyTree, Variables
 
 
@@ -38,6 +49,13 @@ class DistillInputs(NamedTuple):
     clients: PyTree = ()
 
 
+class DistillState(NamedTuple):
+    """students: leaves [S, ...], one for each strength of the label prior; best: of them all and of all looks."""
+
+    students: StudentState
+    best: BestStudent
+
+
 def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -> jax.Array:
     """The teacher that `distill.teacher` names: f32[B, 32, 32, 3] -> f32[B, K], without gradient."""
     if problem.config.distill.teacher == "uniform":
@@ -49,12 +67,19 @@ def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -
 
 
 def distill_stage(problem: Problem) -> Stage:
-    """num_steps steps on fresh synthetic images; the output is the best student by validation (or the last)."""
+    """num_steps steps of every student on fresh synthetic images; the output is the best by validation (or the best of the last).
+
+    `distill.label_prior` says how many students there are; without validation images there can be one.
+    """
     config, distill = problem.config, problem.config.distill
     guarded = any(len(v) for v in problem.splits.validation)
     validate = federated_validation(problem, problem.classifier) if guarded else None
     generating = problem.participants
     sizes = jnp.asarray(problem.num_samples[generating], jnp.float32)
+    label_counts = jnp.asarray(problem.label_counts[generating], jnp.float32)
+    strengths, eps = distill.label_prior, distill.label_prior_eps
+    several = len(strengths) > 1
+    suffixes = [f"/prior={strength:g}" if several else "" for strength in strengths]
     segment = distill.evaluate_every
     batch_norm = config.generator.sampling_batch_norm
     # With batch statistics a client's images must come from one batch of the same size whatever they are drawn for.
@@ -73,22 +98,29 @@ def distill_stage(problem: Problem) -> Stage:
         images = synthetic_images(problem.generator, inputs.generators, key, num_images, batch_norm)
         return images, teacher_logits(problem, inputs, images)
 
+    def init(inputs: DistillInputs) -> DistillState:
+        student = init_student(inputs.start, distill)
+        return DistillState(broadcast(student, len(strengths)), no_best(inputs.start))
+
     def run(
-        state: StudentState, inputs: DistillInputs, data: PyTree, host: PyTree, start: jax.Array, stop: jax.Array
-    ) -> tuple[StudentState, dict[str, jax.Array]]:
-        names = ("loss", "kl", "ce", "js", "teacher_confidence", "agreement")
+        state: DistillState, inputs: DistillInputs, data: PyTree, host: PyTree, start: jax.Array, stop: jax.Array
+    ) -> tuple[DistillState, dict[str, jax.Array]]:
+        def one(student: StudentState, teacher: jax.Array, images: jax.Array) -> tuple[StudentState, DistillInfo]:
+            return distill_step(problem.classifier, student, images, teacher, sample_weights(teacher, sizes, distill), distill)
 
         def step(t: jax.Array, carry: tuple) -> tuple:
-            state, series = carry
+            students, series = carry
             images, teacher = draw(inputs, "distill", t, problem.root)
-            weights = sample_weights(teacher, sizes, distill)
-            state, info = distill_step(problem.classifier, state, images, teacher, weights, distill)
-            values = dict(
-                zip(names, (info.loss, *info.terms, info.teacher_confidence, info.agreement), strict=True)
-            )
-            return state, {name: series[name].at[t - start].set(values[name]) for name in names}
+            teachers = jnp.stack([with_label_prior(teacher, label_counts, strength, eps) for strength in strengths])
+            students, info = for_each_client(one, (students, teachers), (images,), Plan(problem.expert_plan.chunk))
+            values = info._asdict() | info.terms._asdict()
+            return students, {name: of_each.at[t - start].set(values[name]) for name, of_each in series.items()}
 
-        return jax.lax.fori_loop(start, stop, step, (state, {name: jnp.zeros(segment) for name in names}))
+        names = ("loss", "teacher_confidence", "agreement", *(() if several else DistillationTerms._fields))
+        zeros = {name: jnp.zeros((segment, len(strengths))) for name in names}
+        students, series = jax.lax.fori_loop(start, stop, step, (state.students, zeros))
+        losses = {f"{name}{suffix}": series[name][:, place] for name in names for place, suffix in enumerate(suffixes)}
+        return state._replace(students=students), losses
 
     @jax.jit
     def histogram(inputs: DistillInputs, root: jax.Array) -> jax.Array:
@@ -101,32 +133,43 @@ def distill_stage(problem: Problem) -> Stage:
         counts = jax.lax.scan(step, jnp.zeros((len(generating), problem.num_classes)), jnp.arange(4))[0]
         return counts / (4 * num_images)
 
-    def watch(state: StudentState, inputs: DistillInputs, step: int) -> tuple[StudentState, Records]:
+    def watch(state: DistillState, inputs: DistillInputs, step: int) -> tuple[DistillState, Records]:
         records: Records = {}
         if step == 0 and distill.num_steps:
             shares = np.asarray(histogram(inputs, problem.root))
             for client, row in zip(generating, shares, strict=True):
                 records |= {f"teacher_histogram/client{client}/class{k}": float(share) for k, share in enumerate(row)}
         if validate is not None:
-            validation = validate(state.ema)
-            state = keep_best(state, validation)
-            records["validation"] = float(validation)
-            records["best_validation"] = float(state.best_validation)
+            # Before the first step all students are the same.
+            students = [jax.tree.map(lambda leaf, place=place: leaf[place], state.students.ema) for place in range(looked_at(step))]
+            found = [validate(student) for student in students]
+            records |= {f"validation{suffix}": float(each) for suffix, each in zip(suffixes, found, strict=False)}
+            before = state.best if distill.keep == "best" else state.best._replace(validation=jnp.float32(-1.0))
+            state = state._replace(best=keep_best(before, state.students.ema, jnp.stack(found)))
+            records["validation"] = float(max(found))
+            records["best_validation"] = float(state.best.validation)
+            if several:
+                records["best_prior"] = strengths[int(state.best.place)]
         return state, records
 
-    def output(state: StudentState, inputs: DistillInputs) -> Variables:
-        return state.best if distill.keep == "best" else state.ema
+    def looked_at(step: int) -> int:
+        return len(strengths) if step else 1
 
-    def traffic(state: StudentState) -> dict[str, int]:
+    def output(state: DistillState, inputs: DistillInputs) -> Variables:
+        if several or distill.keep == "best":
+            return state.best.variables
+        return jax.tree.map(lambda leaf: leaf[0], state.students.ema)
+
+    def traffic(state: DistillState) -> dict[str, int]:
         if validate is None:
             return {"up": 0, "down": 0}
-        # Every look sends the student to each client, which answers with one number.
-        looks = 1 + -(-distill.num_steps // distill.evaluate_every)
-        return {"up": 4 * looks * problem.num_clients, "down": num_bytes(state.variables) * looks * problem.num_clients}
+        # Every look sends each student to each client, which answers with one number.
+        looks = looked_at(0) + -(-distill.num_steps // distill.evaluate_every) * looked_at(1)
+        return {"up": 4 * looks * problem.num_clients, "down": num_bytes(state.best.variables) * looks * problem.num_clients}
 
     return Stage(
         name="distill", unit="step", num_steps=distill.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
-        sharding=None, inputs=inputs_of, init=lambda inputs: init_student(inputs.start, distill),
+        sharding=None, inputs=inputs_of, init=init,
         host=lambda inputs, start: (), data=(), run=run, watch=watch, watch_every=distill.evaluate_every,
         output=output, traffic=traffic,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.config import Config, ConfigError, DistillConfig
 from mosaic_jax.data.augment import crop_flip, decode
 from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.named import with_own_settings
@@ -18,6 +18,7 @@ from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
 from mosaic_jax.rng import root_of
+from mosaic_jax.settings import show
 from mosaic_jax.stages.groups import Architecture, Group, build_groups
 from mosaic_jax.stages.participation import Participation
 from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Splits
@@ -110,8 +111,8 @@ def build_problem(
         if len(indices) == 0:
             clients = config.partition.num_clients
             raise ConfigError(f"partition.num_clients={clients}: client {client} got no image; use fewer clients")
-    if config.distill.keep == "best" and config.method == "mosaic" and not any(len(v) for v in splits.validation):
-        raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
+    if config.method == "mosaic" and not any(len(v) for v in splits.validation):
+        _check_unvalidated(config.distill)
     architectures, groups = build_groups(config, num_classes)
     return Problem(
         config=config,
@@ -132,6 +133,17 @@ def build_problem(
         client_plan=make_plan(config.mapping, config.partition.num_clients),
         expert_plan=make_expert_plan(config.mapping, config.memory, num_classes, stored_fit=True, fitting=num_classes),
     )
+
+
+def _check_unvalidated(distill: DistillConfig) -> None:
+    """Raises ConfigError where Mosaic would choose a student without validation images."""
+    if distill.keep == "best":
+        raise ConfigError("distill.keep=best needs validation images; set data.validation_fraction above 0 or distill.keep=last")
+    if len(distill.label_prior) > 1:
+        raise ConfigError(
+            f"distill.label_prior={show(distill.label_prior)}: choosing a strength needs validation images; set "
+            "data.validation_fraction above 0 or give one strength, 0 for no prior"
+        )
 
 
 def _check_cohort(config: Config) -> None:

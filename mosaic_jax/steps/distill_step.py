@@ -14,18 +14,26 @@ from mosaic_jax.types import Classifier, Generator, PyTree, Variables
 
 
 class StudentState(NamedTuple):
-    """What distillation carries.
+    """What distillation carries of one student; every leaf gains a leading S when several are stacked.
 
     variables: the student being trained; opt_state: Adam's; ema: the moving average of variables (BatchNorm statistics
-    too), which is judged and handed on, and follows them where `distill.ema` is 0; best: the average with the highest
-    validation; best_validation: f32[].
+    too), which is judged and handed on, and follows them where `distill.ema` is 0.
     """
 
     variables: Variables
     opt_state: PyTree
     ema: Variables
-    best: Variables
-    best_validation: jax.Array
+
+
+class BestStudent(NamedTuple):
+    """The student with the highest federated validation so far.
+
+    variables: its moving average; validation: f32[]; place: i32[], which of the students it is.
+    """
+
+    variables: Variables
+    validation: jax.Array
+    place: jax.Array
 
 
 class DistillInfo(NamedTuple):
@@ -46,8 +54,12 @@ def distill_optimizer(config: DistillConfig) -> optax.GradientTransformation:
 
 def init_student(variables: Variables, config: DistillConfig) -> StudentState:
     """The student before its first step: the current global model."""
-    opt_state = distill_optimizer(config).init(variables.params)
-    return StudentState(variables, opt_state, variables, variables, jnp.float32(-1.0))
+    return StudentState(variables, distill_optimizer(config).init(variables.params), variables)
+
+
+def no_best(variables: Variables) -> BestStudent:
+    """Before any validation: any student is better."""
+    return BestStudent(variables, jnp.float32(-1.0), jnp.int32(0))
 
 
 def synthetic_images(
@@ -73,6 +85,23 @@ def sample_weights(teacher_logits: jax.Array, client_sizes: jax.Array, config: D
     if config.sample_weights == "confidence":
         return jnp.max(jax.nn.softmax(teacher_logits), axis=-1)
     return jnp.repeat(client_sizes, teacher_logits.shape[0] // client_sizes.shape[0])
+
+
+def with_label_prior(teacher_logits: jax.Array, label_counts: jax.Array, strength: float, eps: float) -> jax.Array:
+    """The teacher corrected by what the server knows of the client whose generator drew an image:
+
+    log softmax(teacher)_c + strength log(n[i,c] / n[i] + eps), Bayes' rule for p(c | image, client i) but for a constant; a
+    strength of 0 hands the teacher back as it is. teacher_logits: f32[C * n, K], equally many images of each client, in client
+    order; label_counts: f32[C, K]; -> f32[C * n, K]. The rule is ours.
+
+    >>> jax.nn.softmax(with_label_prior(jnp.zeros((1, 2)), jnp.array([[3.0, 1.0]]), 1.0, 0.0)).round(2).tolist()
+    [[0.75, 0.25]]
+    """
+    if strength == 0:
+        return teacher_logits
+    shares = label_counts / jnp.sum(label_counts, axis=1, keepdims=True)
+    prior = jnp.repeat(jnp.log(shares + eps), teacher_logits.shape[0] // label_counts.shape[0], axis=0)
+    return jax.nn.log_softmax(teacher_logits) + strength * prior
 
 
 def distill_step(
@@ -107,8 +136,12 @@ def distill_step(
     return state._replace(variables=moved, opt_state=opt_state, ema=moving_average(state.ema, moved, config.ema)), info
 
 
-def keep_best(state: StudentState, validation: jax.Array) -> StudentState:
-    """Remember the averaged student as the best if its federated validation accuracy is higher than any before."""
-    better = validation > state.best_validation
-    best = where(better, state.ema, state.best)
-    return state._replace(best=best, best_validation=jnp.where(better, validation, state.best_validation))
+def keep_best(best: BestStudent, students: Variables, validations: jax.Array) -> BestStudent:
+    """The best of the students if its federated validation accuracy is higher than any before; of equal ones the first.
+
+    students: leaves f32[S, ...]; validations: f32[S].
+    """
+    place = jnp.argmax(validations).astype(jnp.int32)
+    better = validations[place] > best.validation
+    found = BestStudent(jax.tree.map(lambda leaf: leaf[place], students), validations[place], place)
+    return where(better, found, best)

@@ -36,7 +36,10 @@ class Row:
     @property
     def config(self) -> Config:
         """The run that this row is a piece of: clients with equal numbers of images, no validation."""
-        fixed = {"partition.kind": "iid", "data.validation_fraction": 0.0, "distill.keep": "last", "generator.augment": "none"}
+        fixed = {
+            "partition.kind": "iid", "data.validation_fraction": 0.0, "distill.keep": "last", "distill.label_prior": (0.0,),
+            "generator.augment": "none",
+        }  # fmt: skip
         return with_values(Config(), fixed | self.settings)
 
     @property
