@@ -48,6 +48,10 @@ def build_parser() -> Parser:
     compare = command("compare", run_compare, "train configurations, methods and seeds, or resume them, and write one table")
     add_comparison(compare)
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
+    plan.add_argument(
+        "--results", type=Path, action="append", metavar="DIR",
+        help="result files of earlier runs, whose rates say what stages should take (default: docs/results, where there is one)",
+    )
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
     partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, and write FILE.csv beside it")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
@@ -159,7 +163,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from mosaic_jax.planning.tables import show
 
     console = console_of(arguments)
-    show(plan_run(config, console), console)
+    for place in arguments.results or ():
+        if not place.is_dir():
+            raise ConfigError(f"--results {place}: is no directory; name one that holds result files of `mosaic-jax compare`")
+    show(plan_run(config, console, arguments.results or [Path("docs/results")]), console)
     return 0
 
 

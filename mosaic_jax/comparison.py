@@ -56,11 +56,13 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
             if of_run == 0 or of_run in FAILURES:
                 left.remove((row, config))
                 took.setdefault(row.label, []).append(time.monotonic() - started)
+                comparison_directory.write_records(out, rows)
                 comparison_directory.write(out, comparison_directory.summarize(out, rows, failed))
             # A signal that came while results were written: that run is done, the next one does not begin.
             if caught is not None and left:
                 console.message(f"stopped, {len(left)} of {len(runs)} runs not finished; the same command goes on in {out}")
                 return runner.Interrupted(caught).exit_status
+    comparison_directory.write_records(out, rows)
     console.message(comparison_directory.write(out, comparison_directory.summarize(out, rows, failed)))
     console.message(f"report: {out / 'report.html'}")
     return status

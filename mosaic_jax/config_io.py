@@ -156,6 +156,11 @@ def flatten(config: Config) -> dict[str, Any]:
     return {setting.name: setting.value for setting in settings(config)}
 
 
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """The Config of `flatten`'s names and values; a missing name keeps its default, an unknown one raises ConfigError."""
+    return with_values(Config(), values)
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dictionaries that JSON can hold; `from_dict` reads them back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

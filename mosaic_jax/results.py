@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.samples import save_real_and_generated
+from mosaic_jax.io.versions import commit, versions
 from mosaic_jax.methods import stages_of
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import evaluate_models, final_model
@@ -47,19 +48,22 @@ def save_samples(problem: Problem, generators: PyTree, run_dir: Path) -> None:
 def results_of(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str]) -> dict[str, Any]:
     """What results.json holds; accuracies are shares in 0..1, bytes and seconds are of whole stages."""
     models, confusion = evaluate_models(problem, outputs)
-    all_stages = [stage.name for stage in stages_of(problem)]
+    stages = stages_of(problem)
     costs = run_directory.costs(run_dir)
     return {
         "method": problem.config.method,
         "seed": problem.config.seed,
-        "stages": all_stages,
+        "stages": [stage.name for stage in stages],
         "stages_done": done,
         "models": models,
         "final": final_model(models),
         "confusion": confusion,
+        "steps": {stage.name: stage.num_steps for stage in stages},
         **costs,
         "class_names": list(problem.dataset.class_names),
         "label_counts": problem.partition_counts.tolist(),
         "num_samples": problem.num_samples.tolist(),
         "hardware": run_directory.hardware(),
+        "commit": commit(),
+        "versions": versions(),
     }

@@ -10,7 +10,7 @@ from conftest import StoppingConsole, assert_same_run, tiny
 from mosaic_jax import runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
-from mosaic_jax.io.profile import Profile
+from mosaic_jax.io.profile import Profile, kernel_times
 
 
 def traces(directory: Path) -> dict[str, int]:
@@ -24,6 +24,12 @@ def test_a_profiled_run_has_one_trace_of_each_stage_that_takes_steps_and_ends_as
     assert runner.train(tiny(), tmp_path / "run", **options) == 0
     assert traces(tmp_path / "traces") == dict.fromkeys(("distill", "finetune", "generators", "meta", "warmup"), 1)
     assert_same_run(tmp_path / "run", finished)
+    for stage in ("warmup", "distill"):
+        times = kernel_times(tmp_path / "traces" / stage)
+        (head, first, *_) = (tmp_path / "traces" / stage / "kernels.csv").read_text().splitlines()
+        assert head == "kernel,calls,seconds,share"
+        name, (count, seconds) = next(iter(times.items()))
+        assert name in first and f",{count},{seconds:.6f}," in first and seconds > 0
 
 
 def test_a_run_that_is_stopped_in_a_traced_segment_leaves_its_trace(tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ from typing import Any
 from urllib.parse import quote
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io import metrics, run_directory, seeds_directory
+from mosaic_jax.io import metrics, result_file, run_directory, seeds_directory
 from mosaic_jax.io.accuracy_plot import SCALE, accuracy_plot
 from mosaic_jax.io.comparison_table import as_csv, as_text, cells, heading
+from mosaic_jax.io.data_digests import read_data
 from mosaic_jax.io.page import page, table
 from mosaic_jax.io.samples import save_grid
 from mosaic_jax.rows import Row
 
-OURS = re.compile(r"comparison\.(tmp|(txt|csv|json|png)(\.tmp)?)|report\.html(\.tmp)?")
+OURS = re.compile(r"results|comparison\.(tmp|(txt|csv|json|png)(\.tmp)?)|report\.html(\.tmp)?")
 
 
 def run_dir(out: Path, row: str, seed: int) -> Path:
@@ -86,6 +87,19 @@ def rounds(directory: Path) -> int:
         if record.get("round") is not None:
             last[record["stage"]] = max(last.get(record["stage"], 0), record["round"])
     return sum(last.values())
+
+
+def write_records(out: Path, rows: Sequence[Row]) -> None:
+    """Writes OUT/results/DATASET/*.json, a small file for each finished run that has none yet; see `result_file`."""
+    for row in rows:
+        for config in row.configs:
+            directory = run_dir(out, row.label, config.seed)
+            results = finished(directory)
+            if results is None or "commit" not in results:  # of a version that did not write it
+                continue
+            record = result_file.record(config, row.protocol, row.control, results, read_data(directory))
+            if not (out / "results" / record["dataset"] / result_file.file_name(record)).exists():
+                result_file.write(out / "results", record)
 
 
 def write(out: Path, summary: Mapping[str, Any]) -> str:

@@ -46,16 +46,22 @@ def check_data(run_dir: Path, source: str, found: dict[str, str]) -> None:
     path = run_dir / "data.json"
     if not path.exists():
         return
-    try:
-        began_with = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"--run-dir {run_dir}: {path} is damaged; restore it, or delete it if the data are the same") from error
+    began_with = read_data(run_dir)
     other = [name for name in found if began_with.get(name, found[name]) != found[name]]
     if other:
         raise ConfigError(
             f"--run-dir {run_dir}: its run began with other {' and '.join(other)} ({path}) than data.source={source} gives now; "
             "restore them, as with the --data-dir of its start, or name another directory"
         )
+
+
+def read_data(run_dir: Path) -> dict[str, str]:
+    """The digests in data.json; raises ConfigError for a damaged file."""
+    path = run_dir / "data.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"--run-dir {run_dir}: {path} is damaged; restore it, or delete it if the data are the same") from error
 
 
 def write_data(run_dir: Path, found: dict[str, str]) -> None:

@@ -1,7 +1,9 @@
 """JAX traces of a training: one segment of each stage, for TensorBoard, XProf or Perfetto."""
 
+import csv
+import io
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +11,15 @@ from pathlib import Path
 import jax
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.io.run_directory import write_text
 
+SHOWN_KERNELS = 40
 
 class Profile:
-    """Writes DIR/STAGE/plugins/profile/TIME/ for one segment of each stage; a whole run's trace would be too large to open."""
+    """Writes DIR/STAGE/plugins/profile/TIME/ for one segment of each stage; a whole run's trace would be too large to open.
+
+    DIR/STAGE/kernels.csv beside it is the trace as a table of kernels and times.
+    """
 
     def __init__(self, directory: Path, warning: Callable[[str], None]) -> None:
         """Raises ConfigError for a directory that cannot be written."""
@@ -49,8 +56,43 @@ class Profile:
         finally:
             try:
                 jax.profiler.stop_trace()
+                if times := kernel_times(self._directory / stage):
+                    write_text(self._directory / stage / "kernels.csv", kernel_table(times))
             except Exception as error:
                 self._warn(stage, error)
 
     def _warn(self, stage: str, error: Exception) -> None:
         self._warning(f"--profile: no trace of {stage} ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+
+
+def kernel_times(directory: Path) -> dict[str, tuple[int, float]]:
+    """Of all traces below a directory each kernel's number of calls and seconds, the longest first.
+
+    Kernels are what accelerators ran, or, where there is none, what XLA's threads on the host did.
+    """
+    traces = (jax.profiler.ProfileData.from_file(str(path)) for path in directory.rglob("*.xplane.pb"))
+    planes = [plane for trace in traces for plane in trace.planes]
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    lines = [line for plane in devices for line in plane.lines if line.name.startswith("Stream")]
+    if not lines:
+        lines = [line for plane in planes if plane.name == "/host:CPU" for line in plane.lines if line.name.startswith("tf_XLA")]
+    found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+    for line in lines:
+        for event in line.events:
+            if event.duration_ns > 0 and not event.name.startswith("ThreadpoolListener"):
+                count, seconds = found[event.name]
+                found[event.name] = count + 1, seconds + event.duration_ns * 1e-9
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def kernel_table(times: dict[str, tuple[int, float]]) -> str:
+    """`kernel_times` as CSV, the SHOWN_KERNELS longest and a line for all others: kernel, calls, seconds, share of all seconds."""
+    total = sum(seconds for _, seconds in times.values())
+    shown, rest = list(times.items())[:SHOWN_KERNELS], list(times.items())[SHOWN_KERNELS:]
+    if rest:
+        shown.append((f"{len(rest)} others", (sum(count for _, (count, _) in rest), sum(seconds for _, (_, seconds) in rest))))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["kernel", "calls", "seconds", "share"])
+    writer.writerows([name, count, f"{seconds:.6f}", f"{seconds / total:.4f}"] for name, (count, seconds) in shown)
+    return text.getvalue()

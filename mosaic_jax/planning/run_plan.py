@@ -1,5 +1,7 @@
 """The plan of a run: what `mosaic-jax plan` prints."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from mosaic_jax.mapping import Plan
 from mosaic_jax.models import judge_of
 from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
 from mosaic_jax.planning.memory import capacity
+from mosaic_jax.planning.rates import Rate, measured
 from mosaic_jax.planning.stage_plans import StagePlan
 from mosaic_jax.stages.problem import Problem, build_problem
 from mosaic_jax.trees import broadcast, num_bytes
@@ -46,10 +49,14 @@ class RunPlan(NamedTuple):
     choice: tuple[str, ...]
     capacity: int
     shortage: Shortage | None
+    rates: dict[str, Rate]
 
 
-def plan_run(config: Config, console: Console | None = None) -> RunPlan:
-    """The plan of a run on this machine; raises ConfigError where training would, but for what does not fit into memory."""
+def plan_run(config: Config, console: Console | None = None, results: Iterable[Path] = ()) -> RunPlan:
+    """The plan of a run on this machine; raises ConfigError where training would, but for what does not fit into memory.
+
+    results: directories of result files, in which rates of the same work are looked for.
+    """
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
     dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
@@ -62,7 +69,7 @@ def plan_run(config: Config, console: Console | None = None) -> RunPlan:
     )
     return RunPlan(
         title, _networks(problem, [stage.name for stage in stages]), stages, problem.client_plan, choice(problem), capacity(),
-        shortage(problem, stages),
+        shortage(problem, stages), measured(problem.config, results),
     )  # fmt: skip
 
 

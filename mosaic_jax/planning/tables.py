@@ -2,9 +2,10 @@
 
 import jax
 
-from mosaic_jax.io.console import Console, human_bytes
+from mosaic_jax.io.console import Console, duration, human_bytes
 from mosaic_jax.mapping import Plan
 from mosaic_jax.planning.limit import mapped
+from mosaic_jax.planning.rates import Rate
 from mosaic_jax.planning.run_plan import RunPlan
 from mosaic_jax.planning.stage_plans import StagePlan
 
@@ -21,6 +22,9 @@ def show(plan: RunPlan, console: Console) -> None:
         [(s.name, _count(s.num_steps, s.unit), str(s.segment), _clients(s, plan.clients), ", ".join(s.programs))
          for s in plan.stages],
     )  # fmt: skip
+    if plan.rates:
+        console.table("time, from earlier runs of the same work, compiling apart", ("stage", "a step ", "in all ", "measured on"),
+                      [(s.name, *_time(s, plan.rates[s.name])) for s in plan.stages if s.name in plan.rates])
     for line in plan.choice:
         console.message(line)
     console.message(
@@ -40,6 +44,10 @@ def show(plan: RunPlan, console: Console) -> None:
     )
     console.table("traffic, at most", ("stage", "up ", "down ", "up a round ", "down a round "), _traffic(plan.stages))
     _compare_with_capacity(plan, console)
+
+
+def _time(stage: StagePlan, rate: Rate) -> tuple[str, str, str]:
+    return f"{1000 * rate.seconds:,.1f} ms", duration(rate.seconds * stage.num_steps), f"{rate.hardware} ({rate.commit})"
 
 
 def _clients(stage: StagePlan, clients: Plan) -> str:
