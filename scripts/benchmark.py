@@ -1,6 +1,6 @@
 """Measures our stages against a PyTorch twin on the same work, in one run, alternately.
 
-Command: python scripts/benchmark.py WHAT [--json FILE] [--repeats N] [--only ROW]
+Command: python scripts/benchmark.py WHAT [--json FILE] [--repeats N] [--only ROW] [--minutes N]
 
 WHAT: client-round, generator-step, distill-step, meta-step, scale (ours alone: what a client-step costs at ever more clients), all.
 Needs the extra `bench` (torch), except for `scale`. Ours is the library's own stage, compiled, donated and given to the devices as
@@ -13,22 +13,26 @@ Before any clock starts, both sides begin with the same weights, images, batches
 JAX_COMPILATION_CACHE_DIR holds the programs). `of matmul` is the share of the matrix-multiply rate measured just before, in the
 precision of the row.
 Peak memory is that of a pass in a process of its own for each side: all of the process on a CPU, the device's on a GPU.
+Standard error hears of every pass. After --minutes no pass, no peak and no row is begun any more, but for the first pass of a row
+whose sides are compiled; what is left out is said.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pickle
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bench import sides
-from bench.measure import alternate, has_torch, matmul_rate, peak_memory
+from bench.measure import UNLIMITED, Budget, alternate, has_torch, matmul_rate, peak_memory
 from bench.results import Result, header, line, scale_lines
 from bench.rows import WHATS, Row, Task, chosen
 
@@ -63,10 +67,11 @@ def loss_error(row: Row, ours: dict[str, np.ndarray], twin: dict[str, np.ndarray
     return largest
 
 
-def check(row: Row, ours: Any, twins: list[Any]) -> tuple[float, int]:
+def check(row: Row, ours: Any, twins: list[Any], budget: Budget = UNLIMITED) -> tuple[float, int]:
     """CHECKED_PASSES passes of every side, from the same start -> the largest loss error, and the operations of a pass."""
     largest, flops = 0.0, 0
     for index in range(CHECKED_PASSES):
+        budget.say(f"checking losses, pass {index + 1} of {CHECKED_PASSES}")
         expected = ours()
         for twin in twins:
             if index == 0 and twin is twins[0]:
@@ -77,7 +82,7 @@ def check(row: Row, ours: Any, twins: list[Any]) -> tuple[float, int]:
     return largest, flops
 
 
-def measure(row: Row, repeats: int) -> Result:
+def measure(row: Row, budget: Budget) -> Result:
     """One row against every variant of its twin."""
     import jax
     from bench.ours import Ours
@@ -86,25 +91,29 @@ def measure(row: Row, repeats: int) -> Result:
     if jax.default_backend() != "cpu":  # TF32 and bf16 round where float32 does not
         row = dataclasses.replace(row, tolerance=max(row.tolerance, 0.05), first_tolerance=0.05)
     choices = variants(row.stage)
+    budget.say("compiling")
     checked = dataclasses.replace(row, settings=row.settings | {"meta.dropout_rate": 0.0}) if row.stage == "meta" else row
     ours = Ours(checked)
     task = ours.task()
     twins = [Twin(task, variant) for variant in choices]
-    error, flops = check(checked, ours, twins)
+    error, flops = check(checked, ours, twins, budget)
     if checked is not row:
         ours = Ours(row)
         task = ours.task()
         twins = [Twin(task, variant) for variant in choices]
         alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), 1)
     rate = matmul_rate(row.config.precision)
-    seconds = alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), repeats)
+    seconds = alternate({"ours": ours} | dict(zip(map(str, choices), twins, strict=True)), budget.repeats, budget=budget)
     result = Result(row, seconds.pop("ours"), seconds, flops, rate, ours.compile_seconds, error, 0, 0)
     del ours, twins
-    return with_peaks(result, task, dict(zip(map(str, choices), choices, strict=True)))
+    return with_peaks(result, budget, task, dict(zip(map(str, choices), choices, strict=True)))
 
 
-def with_peaks(result: Result, task: Task | None = None, choices: dict[str, tuple] | None = None) -> Result:
-    """The result with the peak memory of ours and of the twin's best variant."""
+def with_peaks(result: Result, budget: Budget, task: Task | None = None, choices: dict[str, tuple] | None = None) -> Result:
+    """The result with the peak memory of ours and of the twin's best variant, where the budget is not spent."""
+    if budget.is_spent:
+        return result
+    budget.say("peak memory")
     result = result._replace(ours_peak=peak_memory(sides.ours, result.row))
     if not choices:
         return result
@@ -114,25 +123,28 @@ def with_peaks(result: Result, task: Task | None = None, choices: dict[str, tupl
         return result._replace(twin_peak=peak_memory(sides.twin, file, tuple(choices[result.best])))
 
 
-def measure_scale(rows: tuple[Row, ...], repeats: int) -> list[Result]:
+def measure_scale(rows: tuple[Row, ...], budget: Budget) -> list[Result]:
     """Ours alone at each number of clients, the sizes taken in turns."""
     from bench.ours import Ours
 
+    budget.say("compiling")
     ours = {row.name: Ours(row) for row in rows}
     alternate(ours, 1)
     rate = matmul_rate()
-    seconds = alternate(ours, repeats)
+    seconds = alternate(ours, budget.repeats, budget=budget)
     results = [Result(row, seconds[row.name], {}, 0, rate, ours[row.name].compile_seconds, 0.0, 0, 0) for row in rows]
     del ours
-    return [with_peaks(result) for result in results]
+    return [with_peaks(result, budget) for result in results]
 
 
 def run(
-    rows: tuple[Row, ...], repeats: int, named: bool = False, keep: Callable[[list[Result]], None] = lambda results: None
-) -> None:
+    rows: tuple[Row, ...], repeats: int, named: bool = False, keep: Callable[[list[Result]], None] = lambda results: None,
+    minutes: float = math.inf,
+) -> None:  # fmt: skip
     """Measure and print row after row; named: whether a row that is for a GPU was asked for by its name.
 
-    keep: is given all results so far after every row. Raises Unequal where the two sides would compute on different devices.
+    keep: is given all results so far after every row. minutes: after which nothing more is begun. Raises Unequal where the two
+    sides would compute on different devices.
     """
     import jax
 
@@ -155,17 +167,29 @@ def run(
             raise Unequal(f"JAX computes on a {ours} and PyTorch on a {theirs}; install both for the same device")
         version = f", torch {torch.__version__} with {torch.get_num_threads()} threads"
     scale = tuple(row for row in rows if row.what == "scale")
-    results = []
+    results: list[Result] = []
+    budget = Budget(repeats, time.monotonic() + 60 * minutes)
     print(header(), flush=True)
     for row in against:
-        results.append(measure(row, repeats))
+        if results and budget.is_spent:
+            break
+        results.append(measure(row, _heard(budget, row.name)))
         print(line(results[-1]), flush=True)
         keep(results)
-    scaled = measure_scale(scale, repeats) if scale else []
+    left = [row.name for row in against[len(results) :]]
+    if results and budget.is_spent:
+        left, scale = left + [row.name for row in scale], ()
+    scaled = measure_scale(scale, _heard(budget, "scale")) if scale else []
     keep(results + scaled)
     for text in (*map(line, scaled), *(scale_lines(scaled) if scaled else ())):
         print(text, flush=True)
-    print(f"medians of {repeats} passes; {hardware()}{version}")
+    if left:
+        print(f"left out after --minutes {minutes:g}: {', '.join(left)}")
+    print(f"medians of {'up to ' * (minutes < math.inf)}{repeats} passes; {hardware()}{version}")
+
+
+def _heard(budget: Budget, name: str) -> Budget:
+    return budget._replace(say=lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,6 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", metavar="WHAT", choices=(*WHATS, "all"), help=", ".join((*WHATS, "all")))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number there")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="passes of each side that are timed (default 5)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, metavar="N", help="after which nothing more is begun (default: never)"
+    )
     parser.add_argument("--only", metavar="ROW", help="one row of WHAT alone")
     options = parser.parse_args(arguments)
     try:
@@ -181,6 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: must be at least 1")
+    if not options.minutes > 0:
+        parser.error(f"--minutes {options.minutes:g}: must be above 0")
     if options.json:
         try:
             with tempfile.TemporaryFile(dir=options.json.parent):
@@ -204,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mosaic-jax-bench-") as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # for the processes that measure memory
         try:
-            run(rows, options.repeats, options.only is not None, keep)
+            run(rows, options.repeats, options.only is not None, keep, options.minutes)
         except (Mismatch, Unequal) as refused:
             print(f"benchmark.py: {refused}", file=sys.stderr)
             return 1 if isinstance(refused, Mismatch) else 2

@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import benchmark  # noqa: E402
 from bench import results  # noqa: E402
-from bench.measure import alternate, has_torch  # noqa: E402
+from bench.measure import Budget, alternate, has_torch  # noqa: E402
 from bench.results import Result  # noqa: E402
 from bench.rows import ROWS, Row, chosen  # noqa: E402
 
@@ -56,6 +56,7 @@ def pretend_torch(monkeypatch: pytest.MonkeyPatch, *, cuda: bool) -> None:
         (["speed"], "client-round"),
         (["meta-step", "--only", "dcgan"], "choose one of meta"),
         (["meta-step", "--repeats", "0"], "at least 1"),
+        (["meta-step", "--minutes", "0"], "must be above 0"),
         (["meta-step", "--json", "no/such/directory/file.json"], "no such file or directory; name a file in a directory"),
         (["meta-step", "--json", str(Path(__file__).parent)], "is a directory; name a file"),
     ],
@@ -106,6 +107,28 @@ def test_contestants_take_turns_and_each_gets_its_own_seconds() -> None:
     found = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, lambda: next(ticks))
     assert calls == ["a", "b", "a", "b"]
     assert found == {"a": [1, 2], "b": [5, 7]}
+
+
+def test_every_pass_is_heard_of_and_none_begins_after_the_budget() -> None:
+    heard: list[str] = []
+    contestants = {"a": lambda: None, "b": lambda: None}
+    assert {len(own) for own in alternate(contestants, 3, budget=Budget(3, say=heard.append)).values()} == {3}
+    assert [text.partition(" 0.")[0] for text in heard[-2:]] == ["pass 3 of 3: a", "pass 3 of 3: b"]
+    assert {len(own) for own in alternate(contestants, 3, budget=Budget(3, ends=0.0)).values()} == {1}
+
+
+def test_rows_for_which_no_time_is_left_are_named_and_the_first_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = result([2.0], {"eager": [4.0]})
+    monkeypatch.setattr(benchmark, "measure", lambda row, budget: some._replace(row=row))
+    pretend_torch(monkeypatch, cuda=False)
+    benchmark.run(chosen("all", None), 1, minutes=-1.0)
+    out = capsys.readouterr().out
+    assert out.count("ResNet-18 width 64") == 1
+    left = "resnet18-16, cnn-100, dcgan, distill, meta, scale-10, scale-100, scale-1000, scale-10000"
+    assert f"left out after --minutes -1: {left}\n" in out
+    assert "medians of up to 1 passes" in out
 
 
 def test_the_ratio_is_of_medians_against_the_fastest_variant() -> None:

@@ -3,25 +3,52 @@
 import contextlib
 import gc
 import importlib.util
+import math
 import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Budget(NamedTuple):
+    """How often and how long to measure.
+
+    repeats: timed passes of each side; ends: the second of time.monotonic after which nothing more is begun; say: hears of every
+    pass, which takes minutes on a slow machine.
+    """
+
+    repeats: int
+    ends: float = math.inf
+    say: Callable[[str], None] = lambda text: None
+
+    @property
+    def is_spent(self) -> bool:
+        return time.monotonic() > self.ends
+
+
+UNLIMITED = Budget(1)
 
 
 def alternate(
-    contestants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of each contestant, taken in turns so that a slow minute of the machine meets all of them."""
+    contestants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter,
+    budget: Budget = UNLIMITED,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of `repeats` calls of each contestant, taken in turns so that a slow minute of the machine meets all of them.
+
+    budget: after which no further turn is begun, but for the first one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
+    for turn in range(repeats):
+        if turn and budget.is_spent:
+            break
         for name, run in contestants.items():
             started = clock()
             run()
             seconds[name].append(clock() - started)
+            budget.say(f"pass {turn + 1} of {repeats}: {name} {seconds[name][-1]:.1f} s")
     return seconds
 
 

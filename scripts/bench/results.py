@@ -16,7 +16,8 @@ class Result(NamedTuple):
 
     ours: seconds of each pass; twin: the same by variant, empty where only ours is measured.
     flops: of one pass, as the twin counts them; matmul_rate: operations per second, measured just before.
-    compile_seconds: ours; loss_error: largest relative difference between the losses of both sides; peaks in bytes.
+    compile_seconds: ours; loss_error: largest relative difference between the losses of both sides; peaks in bytes, 0 where they
+    were not measured.
     """
 
     row: Row
@@ -63,7 +64,7 @@ class Result(NamedTuple):
             "ratio": self.ratio, "flops_per_pass": self.flops or None, "matmul_flops_per_second": self.matmul_rate,
             "ours_of_matmul": self.fraction(self.ours), "torch_of_matmul": self.fraction(theirs) if theirs else None,
             "ours_compile_seconds": self.compile_seconds, "loss_error": self.loss_error if self.twin else None,
-            "ours_peak_bytes": self.ours_peak, "torch_peak_bytes": self.twin_peak or None,
+            "ours_peak_bytes": self.ours_peak or None, "torch_peak_bytes": self.twin_peak or None,
             "milliseconds_per_client_step": self.milliseconds_per_client_step if self.row.stage == "warmup" else None,
         }  # fmt: skip
 
@@ -80,7 +81,7 @@ def line(result: Result) -> str:
         f"{result.rate(result.ours):,.0f}", f"{result.rate(theirs):,.0f}" if theirs else "",
         "" if result.ratio is None else f"{result.ratio:.2f}",
         _percent(result.fraction(result.ours)), _percent(result.fraction(theirs) if theirs else None),
-        f"{result.ours_peak / 2**30:.2f}", f"{result.twin_peak / 2**30:.2f}" if theirs else "",
+        _gib(result.ours_peak), _gib(result.twin_peak),
         f"{result.compile_seconds:.1f}", f"{result.loss_error:.0e}" if theirs else "",
     )  # fmt: skip
     numbers = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
@@ -91,7 +92,7 @@ def scale_lines(results: list[Result]) -> list[str]:
     """The cost of a client-step at each number of clients, and how far it is from flat where all of them work."""
     lines = [
         f"scale: {_clients(result.row):>16} clients {result.milliseconds_per_client_step:8.2f} ms per client-step, "
-        f"peak {result.ours_peak / 2**30:.2f} GiB"
+        f"peak {_gib(result.ours_peak) or '?'} GiB"
         for result in results
     ]
     costs = [result.milliseconds_per_client_step for result in results if result.row.clients == _num_clients(result.row)]
@@ -110,3 +111,7 @@ def _clients(row: Row) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
+
+
+def _gib(peak: int) -> str:
+    return f"{peak / 2**30:.2f}" if peak else ""
