@@ -1,6 +1,6 @@
 """Measures our stages against a PyTorch twin on the same work, in one run, alternately.
 
-Command: python scripts/benchmark.py WHAT [--json FILE] [--repeats N] [--only ROW] [--minutes N]
+Command: python scripts/benchmark.py WHAT [--json FILE] [--repeats N] [--only ROW] [--minutes N] [--ours-only]
 
 WHAT: client-round, generator-step, distill-step, meta-step, scale (ours alone: what a client-step costs at ever more clients), all.
 Needs the extra `bench` (torch), except for `scale`. Ours is the library's own stage, compiled, donated and given to the devices as
@@ -14,7 +14,8 @@ JAX_COMPILATION_CACHE_DIR holds the programs). `of matmul` is the share of the m
 precision of the row.
 Peak memory is that of a pass in a process of its own for each side: all of the process on a CPU, the device's on a GPU.
 Standard error hears of every pass. After --minutes no pass, no peak and no row is begun any more, but for the first pass of a row
-whose sides are compiled; what is left out is said.
+whose sides are compiled; what is left out is said. --ours-only measures no twin and needs no torch. Rows that are for a GPU, where
+time is short, are measured and kept without their twin first.
 """
 
 import argparse
@@ -82,6 +83,18 @@ def check(row: Row, ours: Any, twins: list[Any], budget: Budget = UNLIMITED) -> 
     return largest, flops
 
 
+def measure_alone(row: Row, budget: Budget) -> Result:
+    """One row without its twin, and without the operations that the twin counts."""
+    from bench.ours import Ours
+
+    budget.say("compiling ours")
+    ours = Ours(row)
+    alternate({"ours": ours}, 1)
+    rate = matmul_rate(row.config.precision)
+    seconds = alternate({"ours": ours}, budget.repeats, budget=budget)
+    return Result(row, seconds["ours"], {}, 0, rate, ours.compile_seconds, 0.0, 0, 0)
+
+
 def measure(row: Row, budget: Budget) -> Result:
     """One row against every variant of its twin."""
     import jax
@@ -139,12 +152,12 @@ def measure_scale(rows: tuple[Row, ...], budget: Budget) -> list[Result]:
 
 def run(
     rows: tuple[Row, ...], repeats: int, named: bool = False, keep: Callable[[list[Result]], None] = lambda results: None,
-    minutes: float = math.inf,
+    minutes: float = math.inf, ours_only: bool = False,
 ) -> None:  # fmt: skip
     """Measure and print row after row; named: whether a row that is for a GPU was asked for by its name.
 
-    keep: is given all results so far after every row. minutes: after which nothing more is begun. Raises Unequal where the two
-    sides would compute on different devices.
+    keep: is given all results so far after every row. minutes: after which nothing more is begun; ours_only: without twins. Raises
+    Unequal where the two sides would compute on different devices.
     """
     import jax
 
@@ -159,7 +172,7 @@ def run(
 
     against = [row for row in rows if row.what != "scale"]
     version = ""
-    if against:
+    if against and not ours_only:
         import torch
 
         ours, theirs = jax.default_backend(), "gpu" if torch.cuda.is_available() else "cpu"
@@ -173,7 +186,10 @@ def run(
     for row in against:
         if results and budget.is_spent:
             break
-        results.append(measure(row, _heard(budget, row.name)))
+        heard = _heard(budget, row.name)
+        found = [measure_alone(row, heard)] if ours_only or row.accelerator else []
+        keep(results + found)
+        results += found if ours_only else [measure(row, heard)]
         print(line(results[-1]), flush=True)
         keep(results)
     left = [row.name for row in against[len(results) :]]
@@ -201,6 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--minutes", type=float, default=math.inf, metavar="N", help="after which nothing more is begun (default: never)"
     )
     parser.add_argument("--only", metavar="ROW", help="one row of WHAT alone")
+    parser.add_argument("--ours-only", action="store_true", help="no twin, and so no torch")
     options = parser.parse_args(arguments)
     try:
         rows = chosen(options.what, options.only)
@@ -218,8 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--json {options.json}: {error.strerror.lower()}; name a file in a directory that can be written")
         if options.json.is_dir():
             parser.error(f"--json {options.json}: is a directory; name a file")
-    if any(row.what != "scale" for row in rows) and not has_torch():
-        print("benchmark.py: the twin needs torch: pip install -e .[bench]", file=sys.stderr)
+    if any(row.what != "scale" for row in rows) and not options.ours_only and not has_torch():
+        print("benchmark.py: the twin needs torch: pip install -e .[bench], or leave it out with --ours-only", file=sys.stderr)
         return 2
 
     def keep(results: list[Result]) -> None:
@@ -233,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mosaic-jax-bench-") as cache:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # for the processes that measure memory
         try:
-            run(rows, options.repeats, options.only is not None, keep, options.minutes)
+            run(rows, options.repeats, options.only is not None, keep, options.minutes, options.ours_only)
         except (Mismatch, Unequal) as refused:
             print(f"benchmark.py: {refused}", file=sys.stderr)
             return 1 if isinstance(refused, Mismatch) else 2

@@ -94,11 +94,29 @@ def test_rows_for_a_gpu_are_measured_on_a_cpu_only_where_they_are_named(monkeypa
     measured: list[str] = []
     some = result([2.0], {"eager": [4.0]})
     monkeypatch.setattr(benchmark, "measure", lambda row, repeats: measured.append(row.name) or some._replace(row=row))
+    monkeypatch.setattr(benchmark, "measure_alone", lambda row, budget: some._replace(row=row, twin={}))
     pretend_torch(monkeypatch, cuda=False)
     benchmark.run(chosen("client-round", None), 1)
     assert len(measured) == 3 and not any("bf16" in name for name in measured)
     benchmark.run(chosen("client-round", "resnet18-64-bf16-10"), 1, named=True)
     assert measured[3:] == ["resnet18-64-bf16-10"]
+
+
+def test_a_row_for_a_gpu_is_kept_without_its_twin_first_and_ours_only_needs_no_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alone, both = result([2.0], {}), result([2.0], {"eager": [4.0]})
+    kept: list[list[Result]] = []
+    monkeypatch.setattr(benchmark, "measure_alone", lambda row, budget: alone._replace(row=row))
+    monkeypatch.setattr(benchmark, "measure", lambda row, budget: both._replace(row=row))
+    pretend_torch(monkeypatch, cuda=False)
+    benchmark.run(chosen("client-round", "resnet18-64-bf16-10"), 1, named=True, keep=lambda results: kept.append(list(results)))
+    assert [each.ratio for (each,) in kept] == [None, 2.0, 2.0]
+    monkeypatch.setattr(benchmark, "has_torch", lambda: False)
+    command = ["client-round", "--only", "cnn-100", "--ours-only", "--json", str(tmp_path / "rows.json")]
+    assert benchmark.main(command) == 0
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (row["row"], row["ratio"]) == ("cnn-100", None)
 
 
 def test_contestants_take_turns_and_each_gets_its_own_seconds() -> None:
