@@ -5,6 +5,7 @@ of loops, where they run naively (measured: 0.3 against 40 GFLOP/s for the gradi
 x images [B, H, W, I], k kernel [size, size, I, O], g outputs or cotangents [B, H', W', O].
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -72,8 +73,11 @@ def columns(inputs: int, outputs: int, width: int) -> int:
     return next(num for num in (8, 4, 2, 1) if num <= max(most, 1) and width % num == 0)
 
 
-def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
-    """g, k -> x in sub-pixel form: the pixels of one remainder modulo the stride are one convolution with every stride-th tap."""
+def to_images(geometry: Geometry, g: jax.Array, k: jax.Array, convolution: Callable[..., jax.Array] = _widened) -> jax.Array:
+    """g, k -> x in sub-pixel form: the pixels of one remainder modulo the stride are one convolution with every stride-th tap.
+
+    convolution: images, kernel, stride, pads -> outputs.
+    """
     stride = geometry.stride
     k = lax.optimization_barrier(k[::-1, ::-1].swapaxes(2, 3))
     lengths = [-(-length // stride) for length in (geometry.height, geometry.width)]
@@ -93,18 +97,18 @@ def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
             if 0 in sub.shape:
                 phases.append(jnp.zeros((g.shape[0], *lengths, sub.shape[3]), g.dtype))
             else:
-                phases.append(_conv(g, sub, pads))
+                phases.append(_conv(g, sub, pads, convolution))
         rows.append(jnp.stack(phases, axis=3))
     x = jnp.stack(rows, axis=2)
     x = x.reshape(g.shape[0], lengths[0] * stride, lengths[1] * stride, -1)
     return x[:, : geometry.height, : geometry.width]
 
 
-def _conv(x: jax.Array, k: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:
+def _conv(x: jax.Array, k: jax.Array, pads: list[tuple[int, int]], convolution: Callable[..., jax.Array]) -> jax.Array:
     """Stride-1 convolution whose paddings may be negative (pixels left out)."""
     x = x[:, max(0, -pads[0][0]) : x.shape[1] + min(0, pads[0][1]), max(0, -pads[1][0]) : x.shape[2] + min(0, pads[1][1])]
     pads = [(max(0, low), max(0, high)) for low, high in pads]
-    return _widened(x, k, 1, pads)
+    return convolution(x, k, 1, pads)
 
 
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:

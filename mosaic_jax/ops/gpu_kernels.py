@@ -24,11 +24,15 @@ MOST_NUMBERS = 2**31 - 1  # of one array: places are int32
 
 def is_available() -> bool:
     """Whether these kernels can run on the GPU that JAX uses: NVIDIA's from Ampere on, and a JAX that has Pallas for Triton."""
-    if triton is None or jax.default_backend() != "gpu":
-        return False
-    capability = getattr(jax.local_devices()[0], "compute_capability", "")
-    major = str(capability).partition(".")[0]
-    return major.isdecimal() and int(major) >= 8
+    return triton is not None and compute_capability() >= 8
+
+
+def compute_capability() -> int:
+    """The first number of the compute capability of the GPU that JAX uses: 8 Ampere, 9 Hopper; 0 where it is not NVIDIA's."""
+    if jax.default_backend() != "gpu":
+        return 0
+    major = str(getattr(jax.local_devices()[0], "compute_capability", "")).partition(".")[0]
+    return int(major) if major.isdecimal() else 0
 
 
 def call(kernel: Callable[..., None], out: PyTree, grid: tuple[int, ...], warps: int, *arrays: jax.Array) -> PyTree:

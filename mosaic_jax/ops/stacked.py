@@ -26,8 +26,8 @@ FEW_CHANNELS = 16  # fewer are gathered with their patch beforehand: a tile woul
 
 def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
     """x, k -> g."""
-    if x.shape[-1] < FEW_CHANNELS and geometry.size > 1:
-        return forward(_pointwise(geometry), _gathered(geometry, x), _flat(k))
+    if is_gathered(geometry, x):
+        return forward(pointwise(geometry), gathered(geometry, x), flat(k))
     numbers = x.shape[1] * geometry.output(geometry.height) * geometry.output(geometry.width) * k.shape[-1]
     return in_parts(functools.partial(_forward, geometry), numbers, x, k)
 
@@ -40,9 +40,8 @@ def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """x, g -> k."""
     channels = x.shape[-1]
-    if channels < FEW_CHANNELS and geometry.size > 1:
-        k = to_kernel(_pointwise(geometry), _gathered(geometry, x), g)
-        return k[:, :, :, : geometry.size**2 * channels].reshape(-1, geometry.size, geometry.size, channels, k.shape[-1])
+    if is_gathered(geometry, x):
+        return unflat(to_kernel(pointwise(geometry), gathered(geometry, x), g), geometry.size, channels)
     return in_parts(functools.partial(_to_kernel, geometry), geometry.size**2 * channels * g.shape[-1], x, g)
 
 
@@ -170,12 +169,17 @@ def _depth(length: int, dtype: jnp.dtype) -> int:
     return max(16, min(128 // dtype.itemsize, pl.next_power_of_2(length)))
 
 
-def _pointwise(geometry: Geometry) -> Geometry:
+def is_gathered(geometry: Geometry, x: jax.Array) -> bool:
+    """Whether patches of so few channels are gathered beforehand."""
+    return x.shape[-1] < FEW_CHANNELS and geometry.size > 1
+
+
+def pointwise(geometry: Geometry) -> Geometry:
     """The convolution that is left when the patches are gathered."""
     return Geometry(1, 1, 0, geometry.output(geometry.height), geometry.output(geometry.width))
 
 
-def _gathered(geometry: Geometry, x: jax.Array) -> jax.Array:
+def gathered(geometry: Geometry, x: jax.Array) -> jax.Array:
     """[C, B, H, W, I] -> [C, B, H', W', size size I], filled with zeros to a multiple of 16."""
     edge, stride = (geometry.padding,) * 2, geometry.stride
     x = jnp.pad(x, ((0, 0), (0, 0), edge, edge, (0, 0)))
@@ -186,8 +190,13 @@ def _gathered(geometry: Geometry, x: jax.Array) -> jax.Array:
     return jnp.concatenate(taps, axis=-1)
 
 
-def _flat(k: jax.Array) -> jax.Array:
-    """The kernel that meets `_gathered` images."""
+def flat(k: jax.Array) -> jax.Array:
+    """The kernel that meets `gathered` images."""
     clients, size, _, inputs, outputs = k.shape
     k = k.reshape(clients, 1, 1, size * size * inputs, outputs)
     return jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, -size * size * inputs % 16), (0, 0)))
+
+
+def unflat(k: jax.Array, size: int, channels: int) -> jax.Array:
+    """The kernel that `flat` made the argument of."""
+    return k[:, :, :, : size**2 * channels].reshape(-1, size, size, channels, k.shape[-1])
