@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from mosaic_jax.io import run_directory
+from mosaic_jax.io import run_directory, stacked_choice
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import check_data
 from mosaic_jax.io.label_counts import as_csv
@@ -52,6 +52,7 @@ def restore(run_dir: Path, console: Console, data_dir: str | None = None) -> tup
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
     problem, found = prepare(config, console)
+    stacked_choice.settle(config, run_dir, console.message)
     check_data(run_dir, config.data.source, found)
     run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
     outputs: Outputs = {}

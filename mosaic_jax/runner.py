@@ -16,7 +16,7 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
-from mosaic_jax.io import native_library, run_directory
+from mosaic_jax.io import native_library, run_directory, stacked_choice
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
@@ -135,6 +135,7 @@ def train(
         with processes.together():
             problem, found = prepare(config, console, there)
         processes.check_same_data(" ".join(found.values()))
+        kernels = stacked_choice.settle(config, run_dir, console.message)
         with processes.together():
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
@@ -144,6 +145,8 @@ def train(
                 run_directory.write_config(run_dir, config)
                 run_directory.write_text(run_dir / "partition.csv", clients)
                 write_data(run_dir, found)
+                if kernels:
+                    run_directory.write_json(run_dir / stacked_choice.RECORD, kernels)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
         run = _Run(problem, run_dir, log, console, signals, traces, reuse)
         try:

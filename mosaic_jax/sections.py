@@ -256,8 +256,8 @@ class MappingConfig:
     expert_chunk: int = setting(0, "class experts run together; 0 is as many as fit into memory (on a CPU 1)", low=0)
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
     convolution: str = setting(
-        "auto", "of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler; on a GPU stacked, "
-        "or grouped where its kernels cannot run",
+        "auto", "of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler; on a GPU stacked "
+        "(the fastest there of our kernels and cuDNN's), or grouped where no kernels of ours can run",
         choices=("auto", "grouped", "map", "native", "stacked"),
     )
 

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept between runs: XLA's programs, our kernels, decoded images."""
+"""Where what can be made again is kept between runs: XLA's programs, our kernels, their timings, decoded images."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ COMPILED = ("xla", "native")
 
 
 def cache_directory(kind: str) -> Path:
-    """`$XDG_CACHE_HOME`, where that is an absolute path, or ~/.cache, then mosaic_jax/KIND: xla, native or data.
+    """`$XDG_CACHE_HOME`, where that is an absolute path, or ~/.cache, then mosaic_jax/KIND: xla, native, stacked or data.
 
     What is compiled has one folder there for each kind of processor: a home directory is shared by machines, and a program compiled
     for one processor may stop another at an unknown instruction. Raises RuntimeError without a home directory.

@@ -20,6 +20,7 @@ from mosaic_jax.config import PLACEMENT, Config, ConfigError
 from mosaic_jax.config_io import differences, load_json, save_json
 from mosaic_jax.data.named import with_own_settings
 from mosaic_jax.io.metrics import read
+from mosaic_jax.ops.lowering import chosen_lowering, stacked_form
 
 SHARED_SECONDS = 30.0
 
@@ -185,7 +186,7 @@ def costs(run_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def hardware() -> str:
-    """One line: accelerator or processor, cores, JAX version."""
+    """One line: accelerator or processor, cores, JAX version, on a GPU what convolutions over stacked weights are."""
     device = jax.devices()[0]
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -193,4 +194,6 @@ def hardware() -> str:
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
     kind = processor if device.platform == "cpu" else f"{len(jax.devices())} x {device.device_kind}"
     shared = f", {processes.count()} processes" if processes.several() else ""
-    return f"{kind}, {os.cpu_count()} cores{shared}, jax {jax.__version__} on {device.platform}"
+    is_stacked = device.platform == "gpu" and chosen_lowering() == "stacked"
+    kernels = f", stacked convolutions: {stacked_form()}" if is_stacked else ""
+    return f"{kind}, {os.cpu_count()} cores{shared}, jax {jax.__version__} on {device.platform}{kernels}"

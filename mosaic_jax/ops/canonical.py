@@ -73,7 +73,12 @@ def columns(inputs: int, outputs: int, width: int) -> int:
     return next(num for num in (8, 4, 2, 1) if num <= max(most, 1) and width % num == 0)
 
 
-def to_images(geometry: Geometry, g: jax.Array, k: jax.Array, convolution: Callable[..., jax.Array] = _widened) -> jax.Array:
+def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
+    """g, k -> x."""
+    return to_images_by(_widened, geometry, g, k)
+
+
+def to_images_by(convolution: Callable[..., jax.Array], geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
     """g, k -> x in sub-pixel form: the pixels of one remainder modulo the stride are one convolution with every stride-th tap.
 
     convolution: images, kernel, stride, pads -> outputs.

@@ -6,7 +6,7 @@ the three bilinear maps of a convolution (forward, gradient to the images, gradi
 convolutions or matrix products, and on a CPU `vmap` over weights visits the clients one at a time. The maps are each other's
 derivatives, because all are partial derivatives of the trilinear form <cotangent, convolution(images, kernel)>, so any order of
 reverse-mode derivative stays in this form. On a CPU with a C++ compiler the maps are our own kernels (ops/native), which are faster
-still; on a GPU one client's maps are XLA's and those over stacked weights our own kernels (ops/stacked).
+still; on a GPU one client's maps are XLA's and those over stacked weights our own kernels (ops/stacked, ops/hopper) or cuDNN's.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from mosaic_jax.ops import canonical, native, plain, stacked
+from mosaic_jax.ops import canonical, hopper, native, plain, stacked
 from mosaic_jax.ops.gpu_kernels import stacked_alike
 from mosaic_jax.ops.lowering import is_shared, lowering_of
 from mosaic_jax.ops.normalization import scale_shift
@@ -104,18 +104,22 @@ _OVERLAPPING = (canonical.forward, canonical.to_images, canonical.to_kernel)
 _PATCHES = (canonical.patches_forward, canonical.patches_to_images, canonical.patches_to_kernel)
 _NATIVE = (native.forward, native.to_images, native.to_kernel)
 _PLAIN = (plain.forward, plain.to_images, plain.to_kernel)
-_STACKED = (stacked.forward, stacked.to_images, stacked.to_kernel)
+_STACKED = {
+    "triton": (stacked.forward, stacked.to_images, stacked.to_kernel),
+    "mosaic_gpu": (hopper.forward, hopper.to_images, hopper.to_kernel),
+}
 
 
 def _maps_of(geometry: canonical.Geometry, dtype: jnp.dtype) -> _Maps:
     how = lowering_of(dtype)
     if how == "grouped":  # XLA's derivatives and batching of XLA's convolution
         return _Maps(*_set_to(_PLAIN, geometry))
-    if how == "stacked":
-        return _Maps(*_set_to(_PATCHES, geometry)) if geometry.is_patches else _maps(_PLAIN, _STACKED, geometry)
+    if how in _STACKED:
+        return _Maps(*_set_to(_PATCHES, geometry)) if geometry.is_patches else _maps(_PLAIN, _STACKED[how], geometry)
     if how == "native" and not geometry.is_patches:
         return _maps(_NATIVE, None, geometry, is_shared())
-    return _maps(_PATCHES if geometry.is_patches else _OVERLAPPING, None, geometry)
+    overlapping = _OVERLAPPING if jax.default_backend() == "cpu" else _PLAIN
+    return _maps(_PATCHES if geometry.is_patches else overlapping, None, geometry)
 
 
 def _set_to(functions: tuple[Callable[..., jax.Array], ...], *settings: canonical.Geometry | bool) -> list[_Map]:

@@ -22,9 +22,11 @@ CHANNELS = 128  # at most, of one tile
 MOST_NUMBERS = 2**31 - 1  # of one array: places are int32
 
 
-def is_available() -> bool:
-    """Whether these kernels can run on the GPU that JAX uses: NVIDIA's from Ampere on, and a JAX that has Pallas for Triton."""
-    return triton is not None and compute_capability() >= 8
+def complaint() -> str:
+    """Why these kernels cannot run on the GPU that JAX uses, NVIDIA's from Ampere on; empty where they can."""
+    if triton is None:
+        return "this JAX has no Triton"
+    return "" if compute_capability() >= 8 else "is for NVIDIA GPUs from Ampere on"
 
 
 def compute_capability() -> int:

@@ -32,9 +32,18 @@ PIXELS = 128  # of one tile of outputs
 STAGES = 4  # tiles on their way at once
 
 
-def is_available() -> bool:
-    """Whether these kernels can run on the GPU that JAX uses: wgmma is Hopper's alone."""
-    return mosaic_gpu is not None and compute_capability() == 9
+def complaint(dtype: jnp.dtype | None = None) -> str:
+    """Why these kernels cannot run on the GPU that JAX uses, or on arrays of this dtype; empty where they can."""
+    if mosaic_gpu is None:
+        return "this JAX has no Mosaic GPU"
+    if compute_capability() != 9:
+        return "is for NVIDIA's Hopper"  # whose wgmma no other GPU has
+    return "is for 16-bit numbers" if dtype is not None and not takes(dtype) else ""
+
+
+def takes(dtype: jnp.dtype) -> bool:
+    """Whether these kernels are for arrays of this dtype."""
+    return jnp.dtype(dtype).itemsize == 2
 
 
 def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
@@ -47,7 +56,7 @@ def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
 
 def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
     """g, k -> x."""
-    return jax.vmap(lambda g, k: canonical.to_images(geometry, g, k, _convolution))(g, k)
+    return jax.vmap(functools.partial(canonical.to_images_by, _convolution, geometry))(g, k)
 
 
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
@@ -69,7 +78,7 @@ class _Shifts(NamedTuple):
 
 
 def _shifts(x: jax.Array, taps: tuple[int, int], stride: int, output: tuple[int, int], least: int) -> _Shifts:
-    """Copies of padded images [B, H, W, I] for taps [size, size'] and outputs [H', W']; least: rows that are read from a start on."""
+    """Copies of padded images [B, H, W, I] for taps (size, size') and outputs (H', W'); least: rows that are read from a start."""
     (height, width), (down, across) = output, taps
     tall = _tall(down, stride, height, width)
     shares = _is_shared(width)

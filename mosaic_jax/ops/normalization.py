@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from mosaic_jax.ops import channel_sums, native
+from mosaic_jax.ops import channel_sums, gpu_kernels, native
 from mosaic_jax.ops.gpu_kernels import stacked_alike
-from mosaic_jax.ops.lowering import is_shared, lowering_of
+from mosaic_jax.ops.lowering import chosen_lowering, is_shared, lowering_of
 
 _Residuals = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
 _Pair = tuple[jax.Array, jax.Array]
@@ -164,7 +164,7 @@ def _differentiable(function: Callable[..., jax.Array | _Pair], plain: Callable[
 
 def _of_stacks(function: Callable[..., _Pair], over_clients: Callable[..., _Pair], x: jax.Array) -> Callable[..., _Pair]:
     """`function` of images, of which `over_clients` takes stacks of clients, pixels in one axis, where that has kernels."""
-    if lowering_of(x.dtype) != "stacked":
+    if chosen_lowering() != "stacked" or gpu_kernels.triton is None or x.dtype.itemsize > 4:
         return function
     mapped = custom_vmap(function)
 

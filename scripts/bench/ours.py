@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.rows import NUM_CLASSES, Row, Task, Weights
 from mosaic_jax.devices import create_cpu_devices
-from mosaic_jax.io import native_library
+from mosaic_jax.io import native_library, stacked_choice
 from mosaic_jax.io.torch_weights import to_torch
 from mosaic_jax.programs import compiled
 from mosaic_jax.rng import client_key, key_at
@@ -31,6 +31,7 @@ class Ours:
         config = row.config
         create_cpu_devices(config.mapping, config.partition.num_clients)
         native_library.set_lowering(config.mapping.convolution, lambda text: print(text, file=sys.stderr))
+        stacked_choice.settle(config, None, lambda text: print(text, file=sys.stderr))
         self.row = row
         self.problem = build_problem(config, random_dataset(row))
         self.stage, inputs = _stage(self.problem, row)
