@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import tiny, train
 
+from mosaic_jax import runner
 from mosaic_jax.io import run_directory, stacked_choice
 from mosaic_jax.io.stacked_choice import ORDER, choice, measured, settle, timings
 from mosaic_jax.ops import gpu_kernels, lowering
@@ -21,16 +22,16 @@ BF16 = tiny(precision="bf16")
 
 
 @pytest.fixture(autouse=True)
-def _own_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _own_choice() -> Iterator[None]:
     with lowering("auto"):
         yield
     set_stacked_form("")
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
-    """A GPU as far as the choice can see; its compute capability is a test's to change."""
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> mock.Mock:
+    """A GPU as far as the choice can see, of a user without a cache; its compute capability is a test's to change."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     device = mock.Mock(compute_capability="9.0", device_kind="NVIDIA H100", platform="gpu")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
@@ -143,11 +144,17 @@ def test_a_jax_without_triton_says_in_one_line_what_is_used(
 def test_on_a_cpu_nothing_is_measured_or_said(asked: list[str]) -> None:
     assert settle(BF16, None, pytest.fail) == {}
     assert asked == []
+    with pytest.raises(SystemExit, match="2"):
+        stacked_choice.main("bf16")
 
 
-def test_a_run_records_what_was_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_records_what_was_chosen_before_its_first_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stopped(*_: object) -> None:
+        raise runner.Interrupted(2)
+
     monkeypatch.setattr(stacked_choice, "settle", lambda config, run_dir, message: {"form": "grouped"})
-    assert train(tiny(method="fedavg", warmup={"num_rounds": 1}, finetune={"num_rounds": 0}), tmp_path / "run") == 0
+    monkeypatch.setattr(runner, "_run_stages", stopped)
+    assert train(tiny(mapping={"convolution": "map"}), tmp_path / "run") == 130
     assert json.loads((tmp_path / "run" / "convolution.json").read_text()) == {"form": "grouped"}
 
 

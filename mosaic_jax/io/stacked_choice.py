@@ -25,6 +25,7 @@ from mosaic_jax.config import Config
 from mosaic_jax.config_io import one_line
 from mosaic_jax.io.cache_directory import cache_directory
 from mosaic_jax.io.run_directory import write_json
+from mosaic_jax.mapping import for_each_client
 from mosaic_jax.models import DTYPES
 from mosaic_jax.ops import gpu_kernels
 from mosaic_jax.ops.lowering import STACKED, complaints, set_stacked_form, stacked_form
@@ -162,14 +163,15 @@ def _prepared(form: str, dtype: np.dtype) -> tuple[list[np.ndarray], Callable[[]
         images = (layer.clients, layer.batch, layer.length, layer.length, layer.inputs)
         kernels = (layer.clients, 3, 3, layer.inputs, layer.outputs)
         arrays = [jax.random.normal(jax.random.key(seed), shape, dtype) for seed, shape in enumerate((images, kernels))]
-        convolution = jax.vmap(functools.partial(ops.conv2d, stride=layer.stride, padding=1))
+        convolution = functools.partial(ops.conv2d, stride=layer.stride, padding=1)
 
-        def whole_pass(x: jax.Array, k: jax.Array, convolution: Callable[..., jax.Array] = convolution) -> tuple[jax.Array, ...]:
+        def of_client(x: jax.Array, k: jax.Array, convolution: Callable[..., jax.Array] = convolution) -> tuple[jax.Array, ...]:
             out, pullback = jax.vjp(convolution, x, k)
             return out, *pullback(out)
 
         with ops.lowering("stacked"):
-            program = functools.partial(jax.jit(whole_pass).lower(*arrays).compile(), *arrays)
+            traced = jax.jit(lambda *arrays, of_client=of_client: for_each_client(of_client, arrays)).lower(*arrays)
+        program = functools.partial(traced.compile(), *arrays)
         found += [np.asarray(each, np.float32) for each in program()]
         programs.append(program)
 
@@ -184,8 +186,11 @@ def _prepared(form: str, dtype: np.dtype) -> tuple[list[np.ndarray], Callable[[]
     return found, milliseconds
 
 
-def main(precision: str) -> None:
-    """Print what each form takes on this GPU."""
+def main(precision: str = "bf16", *_: str) -> None:
+    """Print what each form takes on this GPU; ends with status 2 without one, and for another precision."""
+    if precision not in DTYPES or jax.default_backend() != "gpu":
+        print(f"needs a GPU, and this is a {jax.default_backend()}, and one of {', '.join(DTYPES)}, not {precision}", file=sys.stderr)
+        sys.exit(2)
     dtype = np.dtype(DTYPES[precision])
     left_out = {name: reason for name, reason in complaints(dtype).items() if reason}
     print(json.dumps(left_out), flush=True)
@@ -194,4 +199,4 @@ def main(precision: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

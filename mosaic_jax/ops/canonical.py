@@ -81,39 +81,39 @@ def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
 def to_images_by(convolution: Callable[..., jax.Array], geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
     """g, k -> x in sub-pixel form: the pixels of one remainder modulo the stride are one convolution with every stride-th tap.
 
-    convolution: images, kernel, stride, pads -> outputs.
+    convolution: images, kernel, stride, pads -> outputs; all arrays may have more leading axes than one client's.
     """
     stride = geometry.stride
-    k = lax.optimization_barrier(k[::-1, ::-1].swapaxes(2, 3))
+    k = lax.optimization_barrier(k[..., ::-1, ::-1, :, :].swapaxes(-2, -1))
     lengths = [-(-length // stride) for length in (geometry.height, geometry.width)]
     rows = []
     for row in range(stride):
         phases = []
         for column in range(stride):
             taps, pads = [], []
-            for phase, length, cotangents in zip((row, column), lengths, g.shape[1:3], strict=True):
+            for phase, length, cotangents in zip((row, column), lengths, g.shape[-3:-1], strict=True):
                 shift, first = divmod(phase + geometry.padding, stride)
                 count = len(range(first, geometry.size, stride))
                 # Taps first, first + stride, ... in the flipped kernel, where tap t stands at size - 1 - t.
                 taps.append(slice((geometry.size - 1 - first) % stride, geometry.size - first, stride))
                 low = count - 1 - shift
                 pads.append((low, length + count - 1 - low - cotangents))
-            sub = lax.optimization_barrier(k[taps[0], taps[1]])
+            sub = lax.optimization_barrier(k[..., taps[0], taps[1], :, :])
             if 0 in sub.shape:
-                phases.append(jnp.zeros((g.shape[0], *lengths, sub.shape[3]), g.dtype))
+                phases.append(jnp.zeros((*g.shape[:-3], *lengths, sub.shape[-1]), g.dtype))
             else:
-                phases.append(_conv(g, sub, pads, convolution))
-        rows.append(jnp.stack(phases, axis=3))
-    x = jnp.stack(rows, axis=2)
-    x = x.reshape(g.shape[0], lengths[0] * stride, lengths[1] * stride, -1)
-    return x[:, : geometry.height, : geometry.width]
+                phases.append(_conv(convolution, g, sub, pads))
+        rows.append(jnp.stack(phases, axis=-2))
+    x = jnp.stack(rows, axis=-4)
+    x = x.reshape(*g.shape[:-3], lengths[0] * stride, lengths[1] * stride, -1)
+    return x[..., : geometry.height, : geometry.width, :]
 
 
-def _conv(x: jax.Array, k: jax.Array, pads: list[tuple[int, int]], convolution: Callable[..., jax.Array]) -> jax.Array:
+def _conv(convolution: Callable[..., jax.Array], x: jax.Array, k: jax.Array, pads: list[tuple[int, int]]) -> jax.Array:
     """Stride-1 convolution whose paddings may be negative (pixels left out)."""
-    x = x[:, max(0, -pads[0][0]) : x.shape[1] + min(0, pads[0][1]), max(0, -pads[1][0]) : x.shape[2] + min(0, pads[1][1])]
-    pads = [(max(0, low), max(0, high)) for low, high in pads]
-    return convolution(x, k, 1, pads)
+    ends = [length + min(0, high) for length, (_, high) in zip(x.shape[-3:-1], pads, strict=True)]
+    x = x[..., max(0, -pads[0][0]) : ends[0], max(0, -pads[1][0]) : ends[1], :]
+    return convolution(x, k, 1, [(max(0, low), max(0, high)) for low, high in pads])
 
 
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:

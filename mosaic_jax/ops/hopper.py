@@ -8,7 +8,6 @@ Never run on a GPU so far: interpreted, and lowered for one, by tests. ops/lower
 measured it on the device at hand and found its numbers right.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,13 +49,12 @@ def forward(geometry: Geometry, x: jax.Array, k: jax.Array) -> jax.Array:
     """x, k -> g."""
     if stacked.is_gathered(geometry, x):
         return forward(stacked.pointwise(geometry), stacked.gathered(geometry, x), stacked.flat(k))
-    pads = [(geometry.padding,) * 2] * 2
-    return jax.vmap(lambda x, k: _convolution(x, k, geometry.stride, pads))(x, k)
+    return _convolution(x, k, geometry.stride, [(geometry.padding,) * 2] * 2)
 
 
 def to_images(geometry: Geometry, g: jax.Array, k: jax.Array) -> jax.Array:
     """g, k -> x."""
-    return jax.vmap(functools.partial(canonical.to_images_by, _convolution, geometry))(g, k)
+    return canonical.to_images_by(_convolution, geometry, g, k)
 
 
 def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
@@ -64,13 +62,35 @@ def to_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     if stacked.is_gathered(geometry, x):
         k = to_kernel(stacked.pointwise(geometry), stacked.gathered(geometry, x), g)
         return stacked.unflat(k, geometry.size, x.shape[-1])
-    return jax.vmap(functools.partial(_to_kernel, geometry, x.shape[0]))(x, g)
+    size, inputs, outputs = geometry.size, x.shape[4], g.shape[4]
+    clients, batch, height, width = g.shape[:4]
+    tall = _tall(size, geometry.stride, height, width)
+    edge = (geometry.padding,) * 2
+    x = jnp.pad(x, ((0, 0), (0, 0), edge, edge, (0, 0)))
+    products = pl.cdiv(batch * tall * width, DEPTH)
+    tiles = pl.cdiv(outputs, DEPTH)
+    parts = max(min(pl.cdiv(stacked.PROGRAMS, size**2 * tiles * pl.cdiv(inputs, DEPTH) * clients), products // 4), 1)
+    steps = pl.cdiv(products, parts)
+    shifts = _shifts(x, (size, size), geometry.stride, (height, width), parts * steps * DEPTH)
+    g = jnp.pad(g, ((0, 0), (0, 0), (0, tall - height), (0, 0), (0, -outputs % DEPTH)))
+    g = _filled(g.reshape(clients, -1, g.shape[4]), parts * steps * DEPTH)
+
+    def of_cotangents(tile: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return lax.rem(tile, tiles) * DEPTH, lax.div(tile, tiles * size**2) * steps + step
+
+    def of_images(tile: jax.Array, step: jax.Array) -> jax.Array:
+        return shifts.start(lax.rem(lax.div(tile, tiles), size**2)) + (lax.div(tile, tiles * size**2) * steps + step) * DEPTH
+
+    all_tiles = parts * size**2 * tiles
+    k = _product(g.swapaxes(1, 2), shifts.rows, jnp.dtype(jnp.float32), DEPTH, all_tiles, steps, of_cotangents, of_images)
+    k = k.reshape(clients, parts, size, size, tiles * DEPTH, -1).sum(1)
+    return k[..., :outputs, :inputs].swapaxes(3, 4).astype(x.dtype)
 
 
 class _Shifts(NamedTuple):
-    """Shifted copies of one client's images, one below the other, in which the pixels that a tap meets are neighbouring rows.
+    """Shifted copies of each client's images, one below the other, in which the pixels that a tap meets are neighbouring rows.
 
-    rows: [N, channels]; start: the first row of a tap, a multiple of ROWS.
+    rows: [C, N, channels]; start: the first row of a tap, a multiple of ROWS.
     """
 
     rows: jax.Array
@@ -78,18 +98,18 @@ class _Shifts(NamedTuple):
 
 
 def _shifts(x: jax.Array, taps: tuple[int, int], stride: int, output: tuple[int, int], least: int) -> _Shifts:
-    """Copies of padded images [B, H, W, I] for taps (size, size') and outputs (H', W'); least: rows that are read from a start."""
+    """Copies of padded images [C, B, H, W, I] for taps (size, size') and outputs (H', W'); least: rows read from a start."""
     (height, width), (down, across) = output, taps
     tall = _tall(down, stride, height, width)
     shares = _is_shared(width)
     lines = range(min(stride, down) if shares else down)
-    x = jnp.pad(x, ((0, 0), (0, stride), (0, 0), (0, -x.shape[3] % DEPTH)))
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, stride), (0, 0), (0, -x.shape[4] % DEPTH)))
     ends = (tall - 1) * stride + 1, (width - 1) * stride + 1
-    copies = [x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in lines for j in range(across)]
-    length = _up(copies[0].size // x.shape[3], ROWS)
-    copies = [_filled(copy.reshape(-1, x.shape[3]), length) for copy in copies]
+    copies = [x[:, :, i : i + ends[0] : stride, j : j + ends[1] : stride] for i in lines for j in range(across)]
+    length = _up(x.shape[1] * tall * width, ROWS)
+    copies = [_filled(copy.reshape(x.shape[0], -1, x.shape[4]), length) for copy in copies]
     furthest = (tall - height) * width
-    rows = _filled(jnp.concatenate(copies), (len(copies) - 1) * length + furthest + max(least, length))
+    rows = _filled(jnp.concatenate(copies, axis=1), (len(copies) - 1) * length + furthest + max(least, length))
 
     def start(tap: jax.Array) -> jax.Array:
         i, j = lax.div(tap, across), lax.rem(tap, across)
@@ -110,15 +130,16 @@ def _tall(size: int, stride: int, height: int, width: int) -> int:
 
 
 def _convolution(x: jax.Array, k: jax.Array, stride: int, pads: list[tuple[int, int]]) -> jax.Array:
-    """One client's images [B, H, W, I] and kernel [size, size', I, O] -> [B, H', W', O], as `lax.conv_general_dilated`."""
-    batch, (down, across, _, outputs) = x.shape[0], k.shape
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = ((length - size) // stride + 1 for length, size in zip(x.shape[1:3], (down, across), strict=True))
+    """Images [C, B, H, W, I] and kernels [C, size, size', I, O] -> [C, B, H', W', O]; pads: (before, after) of both axes."""
+    batch, (clients, down, across, _, outputs) = x.shape[1], k.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), *pads, (0, 0)))
+    height, width = ((length - size) // stride + 1 for length, size in zip(x.shape[2:4], (down, across), strict=True))
     tall = _tall(down, stride, height, width)
     pixels = batch * tall * width
     shifts = _shifts(x, (down, across), stride, (height, width), _up(pixels, PIXELS))
-    inputs = shifts.rows.shape[1]
-    k = jnp.pad(k, ((0, 0), (0, 0), (0, inputs - k.shape[2]), (0, -outputs % DEPTH))).reshape(down * across * inputs, -1)
+    inputs = shifts.rows.shape[2]
+    k = jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, inputs - k.shape[3]), (0, -outputs % DEPTH)))
+    k = k.reshape(clients, down * across * inputs, -1)
     steps = inputs // DEPTH
 
     def of_images(tile: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,52 +147,26 @@ def _convolution(x: jax.Array, k: jax.Array, stride: int, pads: list[tuple[int, 
 
     of_kernel = lambda _, step: step * DEPTH  # noqa: E731
     g = _product(shifts.rows, k, x.dtype, PIXELS, pl.cdiv(pixels, PIXELS), down * across * steps, of_images, of_kernel)
-    return g[:pixels, :outputs].reshape(batch, tall, width, outputs)[:, :height]
-
-
-def _to_kernel(geometry: Geometry, clients: int, x: jax.Array, g: jax.Array) -> jax.Array:
-    """One client's x, g -> k; clients: how many there are, each in as many parts as make enough programs together."""
-    size, inputs, outputs = geometry.size, x.shape[3], g.shape[3]
-    batch, height, width = g.shape[:3]
-    tall = _tall(size, geometry.stride, height, width)
-    edge = (geometry.padding,) * 2
-    x = jnp.pad(x, ((0, 0), edge, edge, (0, 0)))
-    products = pl.cdiv(batch * tall * width, DEPTH)
-    tiles = pl.cdiv(outputs, DEPTH)
-    programs = size**2 * tiles * pl.cdiv(inputs, DEPTH) * clients
-    parts = max(min(pl.cdiv(stacked.PROGRAMS, programs), products // 4), 1)
-    steps = pl.cdiv(products, parts)
-    shifts = _shifts(x, (size, size), geometry.stride, (height, width), parts * steps * DEPTH)
-    g = jnp.pad(g, ((0, 0), (0, tall - height), (0, 0), (0, -outputs % DEPTH)))
-    g = _filled(g.reshape(-1, g.shape[3]), parts * steps * DEPTH)
-
-    def of_cotangents(tile: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lax.rem(tile, tiles) * DEPTH, lax.div(tile, tiles * size**2) * steps + step
-
-    def of_images(tile: jax.Array, step: jax.Array) -> jax.Array:
-        return shifts.start(lax.rem(lax.div(tile, tiles), size**2)) + (lax.div(tile, tiles * size**2) * steps + step) * DEPTH
-
-    k = _product(g.T, shifts.rows, jnp.dtype(jnp.float32), DEPTH, parts * size**2 * tiles, steps, of_cotangents, of_images)
-    k = k.reshape(parts, size, size, tiles * DEPTH, -1).sum(0)
-    return k[:, :, :outputs, :inputs].swapaxes(2, 3).astype(x.dtype)
+    return g[:, :pixels, :outputs].reshape(clients, batch, tall, width, outputs)[:, :, :height]
 
 
 def _product(
     a: jax.Array, b: jax.Array, dtype: jnp.dtype, tall: int, tiles: int, steps: int,
     of_a: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]], of_b: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:  # fmt: skip
-    """Tiles of `tall` rows, each a sum over steps of products of a tile of `a` and one of `b` -> [tiles tall, columns of b].
+    """a [C, M, K], b [C, K', N] -> [C, tiles tall, N]: every client's tiles, each a sum over steps of a tile of a by one of b.
 
     of_a, of_b: tile, step -> the first row of what is multiplied there; of_a also which DEPTH columns.
     """
-    wide = 2 * DEPTH if b.shape[1] % (2 * DEPTH) == 0 else DEPTH
+    names = "client", "tile", "column"
+    wide = 2 * DEPTH if b.shape[2] % (2 * DEPTH) == 0 else DEPTH
 
     def transforms(dtype: jnp.dtype) -> tuple:
         row = 128 // dtype.itemsize
         return mosaic_gpu.TilingTransform((ROWS, row)), mosaic_gpu.SwizzleTransform(128)
 
     def kernel(a_ref: jax.Ref, b_ref: jax.Ref, out_ref: jax.Ref) -> None:
-        tile, column = lax.axis_index("tile"), lax.axis_index("column")
+        client, tile, column = (lax.axis_index(name) for name in names)
 
         def summed(total: jax.Ref) -> jax.Array:
             def add(_: tuple[jax.Array, ...], a_tile: jax.Ref, b_tile: jax.Ref) -> None:
@@ -186,7 +181,8 @@ def _product(
                 )
             ]
             stages = max(min(STAGES, steps), 2)
-            mosaic_gpu.emit_pipeline(add, grid=(steps,), in_specs=blocks, max_concurrent_steps=stages)(a_ref, b_ref)
+            pipeline = mosaic_gpu.emit_pipeline(add, grid=(steps,), in_specs=blocks, max_concurrent_steps=stages)
+            pipeline(a_ref.at[client], b_ref.at[client])
             return total[...]
 
         numbers = pl.run_scoped(summed, mosaic_gpu.ACC((tall, wide), jnp.float32))
@@ -194,16 +190,16 @@ def _product(
         def write(out: jax.Ref) -> None:
             out[...] = numbers.astype(dtype)
             mosaic_gpu.commit_smem()
-            mosaic_gpu.copy_smem_to_gmem(out, out_ref.at[pl.ds(tile * tall, tall), pl.ds(column * wide, wide)])
+            mosaic_gpu.copy_smem_to_gmem(out, out_ref.at[client, pl.ds(tile * tall, tall), pl.ds(column * wide, wide)])
             mosaic_gpu.wait_smem_to_gmem(0)
 
         pl.run_scoped(write, mosaic_gpu.SMEM((tall, wide), dtype, transforms=transforms(dtype)))
 
     return mosaic_gpu.kernel(
         kernel,
-        out_type=jax.ShapeDtypeStruct((tiles * tall, b.shape[1]), dtype),
-        grid=(tiles, b.shape[1] // wide),
-        grid_names=("tile", "column"),
+        out_type=jax.ShapeDtypeStruct((b.shape[0], tiles * tall, b.shape[2]), dtype),
+        grid=(b.shape[0], tiles, b.shape[2] // wide),
+        grid_names=names,
         compiler_params=mosaic_gpu.CompilerParams(lowering_semantics=mosaic_gpu.LoweringSemantics.Warpgroup),
     )(a, b)
 
@@ -214,5 +210,5 @@ def _up(number: int, step: int) -> int:
 
 
 def _filled(rows: jax.Array, length: int) -> jax.Array:
-    """Rows of zeros below a matrix, up to `length`."""
-    return jnp.pad(rows, ((0, length - rows.shape[0]), (0, 0)))
+    """Rows of zeros below matrices [C, N, channels], up to `length`."""
+    return jnp.pad(rows, ((0, 0), (0, length - rows.shape[1]), (0, 0)))
