@@ -189,7 +189,7 @@ def _prepared(form: str, dtype: np.dtype) -> tuple[list[np.ndarray], Callable[[]
 def main(precision: str = "bf16", *_: str) -> None:
     """Print what each form takes on this GPU; ends with status 2 without one, and for another precision."""
     if precision not in DTYPES or jax.default_backend() != "gpu":
-        print(f"needs a GPU, and this is a {jax.default_backend()}, and one of {', '.join(DTYPES)}, not {precision}", file=sys.stderr)
+        print(f"error: {precision} on a {jax.default_backend()}: must be one of {', '.join(DTYPES)}, on a GPU", file=sys.stderr)
         sys.exit(2)
     dtype = np.dtype(DTYPES[precision])
     left_out = {name: reason for name, reason in complaints(dtype).items() if reason}
