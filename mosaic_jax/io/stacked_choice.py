@@ -1,7 +1,7 @@
 """What convolutions over stacked weights are on the GPU at hand (`mapping.convolution=stacked`): the fastest of what is right.
 
 `python -m mosaic_jax.io.stacked_choice bf16` prints what each takes, or why it is left out, a JSON object a line as soon as it is
-known. A run asks such a process once for each kind of device and keeps the answer; on a CPU nothing is measured.
+known, and keeps it in the user's cache. A run asks such a process once for each kind of device; on a CPU nothing is measured.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ COMMAND = (sys.executable, "-m", "mosaic_jax.io.stacked_choice")
 SECONDS = 20  # for all, with starting JAX and compiling
 PASSES = 20
 TOLERANCE = 0.02  # of the largest number; sums in another order, rounded to bfloat16, differ by 0.004
-ORDER = ("grouped", "triton", "map", "mosaic_gpu")  # the first is what others are compared with; the last has never run on a GPU
+ORDER = ("grouped", "triton", "mosaic_gpu", "map")  # the first is what others are compared with, the last the least likely
 
 Timings = Mapping[str, float | str]  # milliseconds of a pass, or why it is left out
 Candidate = Callable[[], tuple[list[np.ndarray], Callable[[], float]]]  # -> what it computes, and what measures its milliseconds
@@ -69,7 +69,7 @@ def settle(config: Config, run_dir: Path | None, message: Callable[[str], None])
             message("convolutions over stacked weights: grouped, for this JAX has no Triton")
         return {}
     dtype = np.dtype(DTYPES[config.precision])
-    device = f"{jax.local_devices()[0].device_kind}, jax {jax.__version__}, {config.precision}"
+    device = _device(config.precision)
     record, how = _read(run_dir / RECORD) if run_dir else {}, "as this run began"
     if record.get("device") != device or complaints(dtype).get(str(record.get("form")), "unknown"):
         found, how = _known(device, config.precision) if processes.is_first() else ({}, "")
@@ -95,20 +95,33 @@ def described(form: str, timings: Timings) -> str:
     return f"{form} ({'; '.join(left_out)})"
 
 
+def _device(precision: str) -> str:
+    """What timings hold for."""
+    return f"{jax.local_devices()[0].device_kind}, jax {jax.__version__}, {precision}"
+
+
 def _known(device: str, precision: str) -> tuple[dict[str, float | str], str]:
-    """The timings kept in the user's cache for this device and these kernels, or new ones, and which of the two, in words."""
-    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(ops.__file__).parent.glob("*.py")))
-    try:
-        path = cache_directory("stacked") / f"{hashlib.sha256(f'{device} {sources}'.encode()).hexdigest()[:16]}.json"
-    except RuntimeError:  # no home directory
-        return timings(precision), "measured now"
-    if choice(kept := _read(path)):
+    """The timings kept for this device, or new ones, and which of the two, in words."""
+    path = _kept_at(device)
+    if path and choice(kept := _read(path)):
         return kept, f"as kept in {path}"
     found = timings(precision)
-    if choice(found):
-        with contextlib.suppress(OSError):  # the next run measures again
-            write_json(path, found)
+    _keep(device, found)
     return found, "measured now"
+
+
+def _kept_at(device: str) -> Path | None:
+    """Where the user's cache has the timings of a device and of these kernels; None without a home directory."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(ops.__file__).parent.glob("*.py")))
+    with contextlib.suppress(RuntimeError):
+        return cache_directory("stacked") / f"{hashlib.sha256(f'{device} {sources}'.encode()).hexdigest()[:16]}.json"
+
+
+def _keep(device: str, found: dict[str, float | str]) -> None:
+    """Keep timings, where any were measured; where that is not possible the next run measures again."""
+    if choice(found) and (path := _kept_at(device)):
+        with contextlib.suppress(OSError):
+            write_json(path, found)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -120,19 +133,19 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def timings(precision: str, command: Sequence[str] = COMMAND) -> dict[str, float | str]:
-    """Milliseconds of a pass of each of STACKED, or why it is left out, measured by a process of its own within SECONDS.
+def timings(precision: str, command: Sequence[str] = COMMAND, limit: float = SECONDS) -> dict[str, float | str]:
+    """Milliseconds of a pass of each of STACKED, or why it is left out, measured by a process of its own within `limit` seconds.
 
     A kernel that hangs, or breaks what a process has of the GPU, takes neither a run nor the others' timings with it.
     """
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the run has most of the memory already
     try:
         done = subprocess.run(
-            [*command, precision], capture_output=True, text=True, errors="replace", timeout=SECONDS, env=environment, check=False
+            [*command, precision], capture_output=True, text=True, errors="replace", timeout=limit, env=environment, check=False
         )
         said, ended = done.stdout, f"its process ended with status {done.returncode}"
     except subprocess.TimeoutExpired as error:  # what was said before is bytes
-        said, ended = (error.stdout or b"").decode(errors="replace"), f"was not done within {SECONDS} s"
+        said, ended = (error.stdout or b"").decode(errors="replace"), f"was not done within {limit} s"
     found: dict[str, float | str] = {}
     for line in said.splitlines():
         with contextlib.suppress(ValueError):
@@ -187,15 +200,17 @@ def _prepared(form: str, dtype: np.dtype) -> tuple[list[np.ndarray], Callable[[]
 
 
 def main(precision: str = "bf16", *_: str) -> None:
-    """Print what each form takes on this GPU; ends with status 2 without one, and for another precision."""
+    """Print and keep what each form takes on this GPU; ends with status 2 without one, and for another precision."""
     if precision not in DTYPES or jax.default_backend() != "gpu":
         print(f"error: {precision} on a {jax.default_backend()}: must be one of {', '.join(DTYPES)}, on a GPU", file=sys.stderr)
         sys.exit(2)
     dtype = np.dtype(DTYPES[precision])
-    left_out = {name: reason for name, reason in complaints(dtype).items() if reason}
-    print(json.dumps(left_out), flush=True)
-    for name, outcome in measured({name: functools.partial(_prepared, name, dtype) for name in ORDER if name not in left_out}):
+    found: dict[str, float | str] = {name: reason for name, reason in complaints(dtype).items() if reason}
+    print(json.dumps(found), flush=True)
+    for name, outcome in measured({name: functools.partial(_prepared, name, dtype) for name in ORDER if name not in found}):
+        found[name] = outcome
         print(json.dumps({name: outcome}), flush=True)
+    _keep(_device(precision), found)
 
 
 if __name__ == "__main__":
