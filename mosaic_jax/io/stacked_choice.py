@@ -141,8 +141,9 @@ def timings(precision: str, command: Sequence[str] = COMMAND, limit: float = SEC
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the run has most of the memory already
     try:
         done = subprocess.run(
-            [*command, precision], capture_output=True, text=True, errors="replace", timeout=limit, env=environment, check=False
-        )
+            [*command, precision], capture_output=True, text=True, errors="replace", timeout=limit, env=environment, check=False,
+            start_new_session=True,  # an interrupt of the run is not a kernel's failure, to be kept
+        )  # fmt: skip
         said, ended = done.stdout, f"its process ended with status {done.returncode}"
     except subprocess.TimeoutExpired as error:  # what was said before is bytes
         said, ended = (error.stdout or b"").decode(errors="replace"), f"was not done within {limit} s"
