@@ -2,11 +2,12 @@
 
 Command: bash scripts/gpu_protocol.sh [OUT] [--minutes 13] [--show] [--tiny]
 
-(a) benchmark.py client-round for ResNet-18/64 in bf16 with 10 and with 100 clients; (b) compare on the whole of configs/cifar10.py
-in bf16, alpha 0.1, then 0.01 with its own step counts, then 1, of each the next seed that docs/results/ does not have; (c) a
-profile of one segment of each stage, as tables of kernels. Each step has a time limit, and its result is in OUT at once:
-OUT/results holds files as docs/results/ keeps them (copy them there and commit them), OUT/results.tar.gz the same in one file, and
-OUT/programs.tar.gz the compiled programs: in data_cache/ they spare the next run their compilation.
+(a) what convolutions over stacked weights cost in each form, and benchmark.py client-round for ResNet-18/64 in bf16 with 10 and
+with 100 clients; (b) compare on the whole of configs/cifar10.py in bf16, alpha 0.1, then 0.01 with its own step counts, then 1, of
+each the next seed that docs/results/ does not have; (c) a profile of one segment of each stage, as tables of kernels. Once (a) has
+one result, (b) comes before the rest of it. Each step has a time limit, and its result is in OUT at once: OUT/results has files as
+docs/results/ keeps them (copy them there and commit them), OUT/results.tar.gz the same in one file, and OUT/programs.tar.gz the
+compiled programs: in data_cache/ they spare the next run their compilation.
 
 CIFAR-10 is read from data_cache/cifar10_jpeg (train/CLASS/*, test/CLASS/*) or unpacked from data_cache/cifar10_jpeg.tar.xz. Needs
 no tensorflow-datasets. --show says what would be done and ends; --tiny is the same at a size for a CPU: a dry run.
@@ -62,7 +63,8 @@ class Protocol:
 
     def __init__(self, out: Path, tiny: bool) -> None:
         self.out, self.tiny = out, tiny
-        self.results, self.work, self.programs = out / "results", out / "work", out / "work" / "programs"
+        self.results, self.work = out / "results", out / "work"
+        self.programs, self.cache = self.work / "programs", self.work / "cache"
         self.config = "configs/digits.py" if tiny else "configs/cifar10.py"
         self.source = [] if tiny else [f"data.source=folder:{CACHE / 'cifar10_jpeg'}", "precision=bf16"]
         self.rare = ["checkpoint.every_rounds=100", "checkpoint.every_steps=1000"]
@@ -78,8 +80,22 @@ class Protocol:
             order = [first, self.compare(0.1, []), self.profile()]
         else:
             few = ["distill.num_steps=1500", "meta.num_steps=150"]  # the public code's counts for alpha 0.01
-            order = [first, self.compare(0.1, []), *others, self.compare(0.01, few), self.compare(1.0, []), self.profile()]
+            order = [self.kernels(), first, self.compare(0.1, []), *others, self.compare(0.01, few), self.compare(1.0, [])]
+            order.append(self.profile())
         return [step for step in order if not all(map(self.has, step.results))]
+
+    def kernels(self) -> Step:
+        """The candidates for convolutions over stacked weights, timed: what the runs after it choose from."""
+        result = Path("benchmark") / "stacked-bf16.jsonl"
+        log = self.work / result.name
+        (self.results / result.parent).mkdir(parents=True, exist_ok=True)
+        code = f"import sys; sys.stdout = open({str(log)!r}, 'w'); from mosaic_jax.io.stacked_choice import main; main('bf16')"
+
+        def collect() -> None:
+            if log.exists() and log.stat().st_size:
+                shutil.copyfile(log, self.results / result)
+
+        return Step("stacked kernels", ["-c", code], 75, 40, 40, [result], collect)
 
     def benchmarks(self) -> list[Step]:
         rows = {"cnn-100": 60} if self.tiny else {"resnet18-64-bf16-10": 170, "resnet18-64-bf16-100": 190}
@@ -93,8 +109,9 @@ class Protocol:
 
             def collect() -> None:
                 """Ours alone is kept, but is no result: the next run measures both sides."""
-                if (self.results / result).exists() and not alone and not has_ratio(self.results / result):
-                    (self.results / result).rename(self.results / result.with_suffix(".ours.json"))
+                file = self.results / result
+                if file.exists() and not alone and not all(row["ratio"] for row in json.loads(file.read_text())["rows"]):
+                    file.rename(file.with_suffix(".ours.json"))
 
             return Step(f"benchmark {name}", command, limit, limit / 2, 40, [result], collect)
 
@@ -144,10 +161,12 @@ class Protocol:
 
     def pack(self) -> None:
         """OUT/results.tar.gz and OUT/programs.tar.gz, each whole or as before."""
-        for name, folder in (("results", self.results), ("programs", self.programs)):
+        choices = self.cache / "mosaic_jax" / "stacked"  # what the first step found out about this device
+        for name, folders in (("results", [self.results]), ("programs", [self.programs, choices])):
             half = self.out / f"{name}.tmp"
             with tarfile.open(half, "w:gz", compresslevel=1) as file:
-                file.add(folder, arcname=name)
+                for folder in filter(Path.exists, folders):
+                    file.add(folder, arcname=folder.relative_to(self.out if name == "results" else self.work))
             half.replace(self.out / f"{name}.tar.gz")
 
     def unpack(self) -> None:
@@ -169,14 +188,10 @@ class Protocol:
         half.rename(folder)
 
 
-def has_ratio(file: Path) -> bool:
-    """Whether both sides of a benchmark were measured."""
-    return all(row["ratio"] for row in json.loads(file.read_text())["rows"])
-
-
-def run(step: Step, seconds: float, log: Path, programs: Path) -> str:
-    """Runs a step for at most so many seconds -> what became of it, in words; its output goes to the log and to the screen."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs)}
+def run(protocol: Protocol, step: Step, seconds: float) -> str:
+    """Runs a step for at most so many seconds -> what became of it, in words; its output goes to OUT/log.txt."""
+    log = protocol.out / "log.txt"
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(protocol.programs), "XDG_CACHE_HOME": str(protocol.cache)}
     with log.open("a") as file:
         file.write(f"== {step.name}: {' '.join(step.command)}\n")
         file.flush()
@@ -223,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{step.name}: not begun, {max(left, 0):.0f} s are left", flush=True)
             continue
         begun = time.monotonic()
-        ended = run(step, min(step.limit, left), protocol.out / "log.txt", protocol.programs)
+        ended = run(protocol, step, min(step.limit, left))
         try:
             step.collect()
         except OSError as error:

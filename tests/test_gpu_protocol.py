@@ -41,8 +41,9 @@ def keep(protocol: Protocol, *results: Path) -> None:
 
 def test_steps_come_in_order_of_worth_and_those_with_a_result_are_left_out(protocol: Protocol) -> None:
     everything = [
-        "benchmark resnet18-64-bf16-10", "compare alpha 0.1 seed 0", "benchmark resnet18-64-bf16-100", "compare alpha 0.01 seed 0",
-        "compare alpha 1 seed 0", "profile",
+        "stacked kernels", "benchmark resnet18-64-bf16-10", "compare alpha 0.1 seed 0",
+        "benchmark resnet18-64-bf16-100",
+        "compare alpha 0.01 seed 0", "compare alpha 1 seed 0", "profile",
     ]  # fmt: skip
     assert names(protocol) == everything
     keep(protocol, *protocol.steps()[0].results, *protocol.steps()[-1].results)
@@ -59,13 +60,14 @@ def test_a_comparison_is_that_of_the_next_seed_without_all_of_its_rows(protocol:
     assert protocol.compare(0.01, []).name == "compare alpha 0.01 seed 0"
 
 
-def test_a_step_is_stopped_at_its_limit(tmp_path: Path) -> None:
+def test_a_step_is_stopped_at_its_limit(protocol: Protocol) -> None:
+    protocol.out.mkdir()
     step = Step("nap", ["-c", "import time; print('begun', flush=True); time.sleep(60)"], 1, 1, 0, [], lambda: None)
     started = time.monotonic()
-    assert gpu_protocol.run(step, 1.5, tmp_path / "log.txt", tmp_path) == "stopped at its limit of 2 s"
+    assert gpu_protocol.run(protocol, step, 1.5) == "stopped at its limit of 2 s"
     assert time.monotonic() - started < 30
     failing = step._replace(command=["-c", "raise SystemExit(4)"])
-    assert gpu_protocol.run(failing, 30, tmp_path / "log.txt", tmp_path).startswith("failed with status 4")
+    assert gpu_protocol.run(protocol, failing, 30).startswith("failed with status 4")
 
 
 def test_a_benchmark_of_one_side_is_kept_but_is_no_result(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
