@@ -1,6 +1,7 @@
 """Every method, and every way a stage can be set: each runs, keeps its state's form, resumes, and the server sees no data."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,21 @@ def test_the_reference_preset_runs_from_end_to_end(tmp_path: Path) -> None:
     )
     assert train(config, tmp_path / "run") == 0
     assert set(fingerprints(tmp_path / "run")) == {"warmup", "auxiliary", "generators", "experts", "meta", "distill", "finetune"}
+
+
+@pytest.mark.parametrize(("model", "names"), [("cnn:4", ["cnn:3"]), ("cnn:2", ["cnn:4"])])
+def test_every_network_that_is_fine_tuned_is_judged_as_what_it_is(model: str, names: list[str], tmp_path: Path) -> None:
+    name, width = model.split(":")
+    config = tiny(
+        method="fedavg_finetune", model={"name": name, "width": int(width)}, clients={"models": ("cnn:3", "cnn:4")},
+        warmup={"num_rounds": 1}, finetune={"num_rounds": 1},
+    )  # fmt: skip
+    assert train(config, tmp_path / "run") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    others = [[f"{stage} {other}" for other in names] for stage in ("global", "finetuned")]
+    # The student's network comes first, or that of client 0 where nobody has it.
+    assert list(results["models"]) == ["global", *others[0], "clients", "finetuned", *others[1]]
+    assert results["final"] == "finetuned"
 
 
 # --- data-free ---

@@ -114,8 +114,9 @@ def evaluate_clients(problem: Problem, clients: tuple[Variables, ...]) -> dict[s
 def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any], list[list[int]]]:
     """Every model that the finished stages give, on validation and the whole test set, and the last one's confusion matrix.
 
-    Returns {name: {validation, test, test_per_class}} in the order of MODELS (accuracies in 0..1), and counts [K][K]. `global` is
-    the server's model of the student's network, or of the first where no client has it; those of others have it in their name.
+    Returns {name: {validation, test, test_per_class}} in the order of MODELS (accuracies in 0..1), and counts [K][K]. `global` and
+    `finetuned` are the server's models of the student's network, or of the first where no client has it; those of others have it
+    in their names.
     """
     dataset, config = problem.dataset, problem.config
 
@@ -135,19 +136,19 @@ def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any],
 
     models: dict[str, Any] = {}
     classifiers: dict[str, Classifier] = {}
-    if "warmup" in outputs:
-        for kind, (architecture, server) in enumerate(zip(problem.architectures, outputs["warmup"].servers, strict=True)):
-            name = "global" if kind == (problem.student or 0) else f"global {architecture.name}"
-            models[name], classifiers[name] = server, architecture.classifier
+    for stage, name in (("warmup", "global"), ("finetune", "finetuned")):
+        if stage in outputs:  # Mosaic fine-tunes the student's network alone, which is the first
+            for kind, (architecture, server) in enumerate(zip(problem.architectures, outputs[stage].servers, strict=False)):
+                own = name if kind == 0 else f"{name} {architecture.name}"
+                models[own], classifiers[own] = server, architecture.classifier
     if "experts" in outputs:
         experts: Experts = outputs["experts"]
         models["experts"] = experts
     for stage, name in (("meta", "meta"), ("distill", "student")):
         if stage in outputs:
             models[name] = outputs[stage]
-    if "finetune" in outputs:
-        models["finetuned"] = outputs["finetune"].servers[0]
-    classifiers |= {name: problem.classifier for name in ("student", "finetuned") if name in models}
+    if "student" in models:
+        classifiers["student"] = problem.classifier
     size = config.evaluation.batch_size
     held = np.concatenate(problem.splits.validation)
     test = counts(models, eval_batches(dataset.test_images, dataset.test_labels, np.arange(len(dataset.test_labels)), size))

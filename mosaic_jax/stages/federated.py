@@ -175,7 +175,7 @@ def federated_stage(
 
     def watch(state: FederatedState, inputs: PyTree, step: int) -> tuple[FederatedState, Records]:
         if estimate is not None:
-            state = state._replace(servers=estimate(state.servers, min(step, num_rounds - 1)))
+            state = state._replace(servers=estimate(state.servers, max(min(step, num_rounds - 1), 0)))
         return state, {name: float(of_kind(server)) for name, of_kind, server in zip(names, validate, state.servers, strict=False)}
 
     def traffic(state: FederatedState) -> dict[str, int]:
