@@ -1,6 +1,7 @@
 """The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -39,6 +40,10 @@ from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
 
 
+# What batch systems, terminals and people end a run with; SLURM's --signal and a terminal that closes are the last two.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; everything is saved."""
 
@@ -69,7 +74,10 @@ class _Run(NamedTuple):
 
 @contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM wait in a list until a segment is done; a second one stops at once."""
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP wait in a list until a segment is done; a second one stops at once.
+
+    In a thread that is not the main one, where Python lets nobody catch them, signals stay the caller's and the list empty.
+    """
     caught: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -77,7 +85,12 @@ def catch_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        # None: a handler that is not Python's, which could not be put back. nohup's ignored SIGHUP stays ignored.
+        mine = [number for number in STOPS if signal.getsignal(number) is not None]
+        mine = [number for number in mine if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
+        before = {number: signal.signal(number, handler) for number in mine}
     try:
         yield caught
     finally:
@@ -119,8 +132,8 @@ def train(
     already; None catches them here. reuse: run directories whose stage of that name is this run's to the last bit: where one has
     finished it, it is taken from there instead of trained (one process only).
 
-    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 4: out of memory. 130 / 143: interrupted
-    by SIGINT / SIGTERM, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and for
+    0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 4: out of memory. 128 + its number:
+    interrupted by a signal, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and for
     an estimate above memory.limit_gib.
     """
     processes.check_same(f"{config_hash(config)} {run_dir.name} {stop_after}")

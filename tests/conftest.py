@@ -71,14 +71,15 @@ def tiny_arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 class StoppingConsole(Console):
-    """A quiet console that sends this process SIGTERM as soon as a stage begins to move: each run does one segment."""
+    """A quiet console that sends this process a signal as soon as a stage begins to move: each run does one segment."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__(quiet=True)
+        self._number = number
 
     @contextlib.contextmanager
     def progress(self, stage: str, total: int, done: int = 0) -> Iterator[StageProgress]:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(self._number)
         with super().progress(stage, total, done) as progress:
             yield progress
 
