@@ -1,11 +1,14 @@
 """The C++ kernels against lax and the loop, on any number of threads, and what happens where they cannot be had."""
 
 import contextlib
+import errno
 import functools
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io import native_library
+from mosaic_jax.io import cache_directory, native_library
 from mosaic_jax.mapping import Plan, for_each_client
 from mosaic_jax.ops import (
     batch_norm_train,
@@ -251,7 +254,7 @@ def test_clients_with_a_core_each_keep_to_it(devices: int) -> None:
 WITHOUT_MEMORY = """
 import resource
 import jax, jax.numpy as jnp
-from mosaic_jax.io import native_library
+from mosaic_jax.io import cache_directory, native_library
 from mosaic_jax.ops import conv2d, native, set_lowering
 
 native.register(native_library.library())
@@ -312,6 +315,85 @@ def test_a_compiler_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(native_library, "TIMEOUT_SECONDS", 1)
     with pytest.raises(native_library.NoLibrary, match=r"slow failed .*still at it"):
         native_library.library()
+    with pytest.raises(native_library.NoLibrary, match=r"slow failed \(not done after 1 s"):
+        native_library.library()
+
+
+def compiler(path: Path) -> Path:
+    """A program that compiles nothing, slowly, and writes down that it was asked to."""
+    path.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo quick 1.0 && exit 0\n'
+        f'echo "$@" >>{path}.log\nsleep 0.3\nfor last; do :; done\necho made >"$last"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def compilations(path: Path) -> int:
+    return len(Path(f"{path}.log").read_text().splitlines())
+
+
+@pytest.mark.parametrize(("locks", "count"), [(True, 1), (False, 4)])
+def test_of_several_first_runs_at_once_one_compiles_where_the_file_system_has_locks(
+    locks: bool, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setenv("CXX", str(compiler(tmp_path / "quick")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if not locks:
+        monkeypatch.setattr(cache_directory.fcntl, "flock", none)
+    with ThreadPoolExecutor(4) as pool:  # a lock is of an open file, not of a process
+        found = set(pool.map(lambda _: native_library.library(), range(4)))
+    assert compilations(tmp_path / "quick") == count
+    (kept,) = found
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [kept]
+
+
+def test_who_waits_in_vain_for_another_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(compiler(tmp_path / "quick")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native_library, "TIMEOUT_SECONDS", 1)
+    registered: list[Path] = []
+    monkeypatch.setattr(native, "register", registered.append)
+    warnings: list[str] = []
+    with cache_directory.alone_in(cache_directory.own_directory("native"), 1), lowering("auto"):
+        native_library.set_lowering("auto", warnings.append)
+    assert "another process has not left it in 1 s" in warnings[0]
+    assert compilations(tmp_path / "quick") == len(registered) == len(warnings) == 1
+
+
+@pytest.mark.parametrize("how", ["of another user", "writable by all"])
+def test_kernels_in_a_directory_that_others_can_write_are_never_loaded(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", str(compiler(tmp_path / "quick")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    theirs = native_library.library()
+    if how == "of another user":
+        monkeypatch.setattr(os, "geteuid", lambda: theirs.stat().st_uid + 1)
+    else:
+        theirs.parent.chmod(0o777)
+    registered: list[Path] = []
+    monkeypatch.setattr(native, "register", registered.append)
+    warnings: list[str] = []
+    with lowering("auto"):
+        native_library.set_lowering("auto", warnings.append)
+    (line,), (used,) = warnings, registered
+    assert f"{theirs.parent} cannot be used (other users can write there); XDG_CACHE_HOME names another" in line
+    assert used != theirs and not used.exists()  # compiled for this process, taken away once it was loaded
+
+
+@pytest.mark.parametrize("words", ["{ccache} {quick}", "'{ccache}' -- {quick}", "{quick}"])
+def test_the_compiler_may_be_several_words(words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ccache = tmp_path / "has blanks" / "ccache" if "'" in words else tmp_path / "ccache"
+    ccache.parent.mkdir(exist_ok=True)
+    ccache.write_text('#!/bin/sh\n[ "$1" = -- ] && shift\nexec "$@"\n')
+    ccache.chmod(0o755)
+    monkeypatch.setenv("CXX", words.format(ccache=ccache, quick=compiler(tmp_path / "quick")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert native_library.library().read_text() == "made\n"
 
 
 def test_kept_kernels_that_cannot_be_loaded_are_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:

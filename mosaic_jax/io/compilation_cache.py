@@ -4,11 +4,10 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
-from mosaic_jax.io.cache_directory import cache_directory
+from mosaic_jax.io.cache_directory import own_directory
 
 MIN_COMPILE_SECONDS = 0.1  # jax's own second would leave out half of what a small run compiles
 
@@ -21,15 +20,13 @@ def enable(warning: Callable[[str], None]) -> None:
     if not jax.config.jax_enable_compilation_cache:
         return
     if jax.config.jax_compilation_cache_dir is None:
-        directory: Path | None = None
         try:
-            directory = cache_directory("xla")
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory = own_directory("xla")
             with tempfile.TemporaryFile(dir=directory):  # permissions alone say too little: file systems may be read-only or full
                 pass
         except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-            reason = getattr(error, "strerror", None) or error
-            warning(f"compiled programs are not kept: {directory or '~/.cache'} cannot be written ({reason})")
+            place, reason = getattr(error, "filename", None) or "~/.cache", getattr(error, "strerror", None) or error
+            warning(f"compiled programs are not kept: {place} cannot be used ({reason}); XDG_CACHE_HOME names another")
             return
         jax.config.update("jax_compilation_cache_dir", str(directory))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
