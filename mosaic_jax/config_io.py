@@ -3,12 +3,16 @@
 Imports no JAX, so that every argument error is answered at once.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import json
+import sys
+import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +22,26 @@ from mosaic_jax.settings import Setting, item_types, settings, show, valid_value
 
 
 def load_config_file(path: str | Path) -> Config:
-    """The Config that `get_config()` of a Python file returns; raises ConfigError naming the file if there is none."""
+    """The Config that `get_config()` of a Python file returns; raises ConfigError naming the file if there is none.
+
+    The file is run as Python runs a script: it may import its neighbours.
+    """
     path = Path(path)
     if not path.is_file():
         known = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), known, 1)
         raise ConfigError(f"config file {path}: not found" + (f"; did you mean {near[0]}?" if near else ""))
-    namespace: dict[str, Any] = {"__name__": "mosaic_jax_config", "__file__": str(path)}
+    module = types.ModuleType("mosaic_jax_config")
+    module.__file__ = str(path)
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-        make = namespace.get("get_config")
-        config = make() if callable(make) else None
+        with _among_neighbours(module, path.resolve().parent):
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+            make = getattr(module, "get_config", None)
+            config = make() if callable(make) else None
     except ConfigError as error:
         raise ConfigError(f"config file {path}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"config file {path}: {one_line(error)}; install it, or put it beside the file") from error
     except (Exception, SystemExit) as error:  # whatever a user's file raises is that file's error
         raise ConfigError(f"config file {path}: {type(error).__name__}: {one_line(error)}") from error
     if not callable(make):
@@ -38,6 +49,26 @@ def load_config_file(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f"config file {path}: get_config() returned a {type(config).__name__}, not a mosaic_jax.config.Config")
     return config
+
+
+@contextlib.contextmanager
+def _among_neighbours(module: types.ModuleType, directory: Path) -> Iterator[None]:
+    """A block in which a module is known, as dataclasses need it, and imports look into a directory first.
+
+    Modules that it imported from there are forgotten: a file of the same name in another directory is another one.
+    """
+    before = set(sys.modules)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(directory))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        for name in set(sys.modules) - before:
+            first, file = name.partition(".")[0], getattr(sys.modules[name], "__file__", None) or ""
+            if first not in before and file.startswith((f"{directory / first}.", f"{directory / first}/")):
+                del sys.modules[name]
 
 
 def one_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,26 @@ def test_a_config_file_that_gives_no_config_is_named_in_one_line(tmp_path: Path,
     assert str(file) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_imports_the_neighbours_of_its_own_directory_and_is_a_module_of_its_own(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        directory = tmp_path / str(seed)
+        (directory / "common").mkdir(parents=True)
+        (directory / "base.py").write_text(f"SEED = {seed}\n")
+        (directory / "common" / "__init__.py").write_text("from base import SEED\n")
+        (directory / "run.py").write_text(
+            "from __future__ import annotations\nimport dataclasses\nimport base\nfrom mosaic_jax.config import Config\n"
+            "@dataclasses.dataclass\nclass Mine:\n    seed: int = base.SEED\n"
+            "def get_config():\n    from common import SEED\n    assert SEED == Mine().seed\n    return Config(seed=SEED)\n"
+        )
+    path = list(sys.path)
+    assert [config_io.load_config_file(tmp_path / str(seed) / "run.py").seed for seed in (1, 2, 1)] == [1, 2, 1]
+    assert sys.path == path
+    assert not {"base", "common"} & set(sys.modules)
+    (tmp_path / "lone.py").write_text("import base\n")
+    with pytest.raises(ConfigError, match=r"lone\.py: No module named 'base'; install it, or put it beside the file"):
+        config_io.load_config_file(tmp_path / "lone.py")
 
 
 def test_a_missing_config_file_names_the_nearest_one(tmp_path: Path) -> None:
