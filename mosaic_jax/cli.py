@@ -233,10 +233,12 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command -> its exit status: 0 done, 2 a bad argument, setting or place, 4 out of memory; training: 3, 130, 143."""
+    """Runs one command -> its exit status: 0 done, 2 a bad argument, setting or place, 4 no memory; training: 3, 128 + signal."""
     try:
         arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
-        return arguments.run(arguments)
+        status = arguments.run(arguments)
+        print(end="", flush=True)  # a reader that has gone is noticed here and not at interpreter exit
+        return status
     except ConfigError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -246,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader (`| head`) has gone: nothing is left to say, not even at interpreter exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except OSError as error:
         if error.filename is None or error.errno not in REMEDIES:

@@ -37,6 +37,11 @@ class Parser(argparse.ArgumentParser):
         """Exit status 2 after one line; without the usage text that argparse puts before it."""
         raise ConfigError(f"{one_line(ValueError(message))} (see {self.prog} --help)")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """As argparse does it, once help and version have been written; raises BrokenPipeError for a reader that has gone."""
+        print(end="", flush=True)
+        super().exit(status, message)
+
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The parsed arguments, names checked first: a misspelt option would else hide behind a missing one."""
         word = next((word for word in arguments if not word.startswith("-")), None)

@@ -1,6 +1,10 @@
 """Commands called from Python: a thread, a notebook's event loop, a forked child; and signals that end a run from outside."""
 
 import asyncio
+import contextlib
+import multiprocessing
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,11 +12,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import StoppingConsole, fingerprints, tiny, train
 
 from mosaic_jax import cli, runner
 
+ROOT = Path(__file__).parent.parent
 SHORT = ["method=fedavg", "warmup.num_rounds=1", "finetune.num_rounds=0"]
 
 
@@ -71,3 +77,41 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored_and_foreign_handlers_are_put
         assert signal.getsignal(signal.SIGUSR1) is before[1]
     finally:
         signal.signal(signal.SIGHUP, before[0])
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_a_child_forked_after_jax_had_started_is_told_to_spawn_and_does_not_hang(
+    tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    jax.block_until_ready(jax.numpy.ones(1))
+    errors = tmp_path / "errors"
+
+    def work() -> None:
+        with errors.open("w") as file, contextlib.redirect_stderr(file):
+            status = cli.main(["train", *tiny_arguments, "--run-dir", str(tmp_path / "run")])
+        os._exit(status)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 2
+    error = errors.read_text()
+    assert error.count("\n") == 1
+    assert "forked after JAX had started" in error and 'multiprocessing.get_context("spawn")' in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("plan --config configs/digits.py | head -1", 141),
+        ("--version | (exec <&-; sleep 5)", 141),
+        ("config --config configs/digits.py >&-", 0),
+    ],
+)
+def test_a_reader_that_has_gone_ends_a_command_quietly_as_it_ends_other_tools(command: str, status: int) -> None:
+    shell = f"set -o pipefail; {shlex.quote(sys.executable)} -m mosaic_jax {command}"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, env=buffered, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, "")

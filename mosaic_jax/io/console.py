@@ -15,6 +15,13 @@ PLAIN_WIDTH = 160  # a log file has no width; rich would otherwise cut at 80
 PLAIN_PERIOD = 60.0  # seconds between progress lines in a log
 
 
+class _Terminal(rich.console.Console):
+    """rich's console, in which a reader that has gone (`| head`) is the BrokenPipeError that it is anywhere else."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
 class Console:
     """Output of a run: live bars on a terminal, a few plain lines elsewhere, nothing but warnings and errors when quiet.
 
@@ -23,10 +30,10 @@ class Console:
 
     def __init__(self, *, verbose: bool = False, quiet: bool = False, silent: bool = False, file: TextIO | None = None) -> None:
         self.verbose, self.quiet, self.silent = verbose, quiet or silent, silent
-        self._out = rich.console.Console(file=file, highlight=False, markup=False)
+        self._out = _Terminal(file=file, highlight=False, markup=False)
         self.terminal = self._out.is_terminal
         if not self.terminal:
-            self._out = rich.console.Console(file=file, highlight=False, markup=False, width=PLAIN_WIDTH)
+            self._out = _Terminal(file=file, highlight=False, markup=False, width=PLAIN_WIDTH)
 
     def message(self, text: str) -> None:
         """A line about what happens."""
