@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mosaic_jax import processes, runner
+from mosaic_jax import jax_settings, processes, runner
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import with_values
 from mosaic_jax.devices import create_cpu_devices, num_cpu_devices
@@ -22,6 +22,7 @@ from mosaic_jax.types import Dataset
 FAILURES = {3: "a loss was not finite", 4: "out of memory"}
 
 
+@jax_settings.fixed()
 def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
     """Train, or resume, OUT/<row>/seed<N> of every row and seed, and write the table after each; returns the exit status.
 

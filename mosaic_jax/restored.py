@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from mosaic_jax import jax_settings
 from mosaic_jax.io import run_directory, stacked_choice
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import check_data
@@ -17,6 +18,7 @@ from mosaic_jax.runner import checkpoints_of, is_shortage, naming_what_needs_mem
 from mosaic_jax.stages.problem import Outputs, Problem
 
 
+@jax_settings.fixed()
 def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> dict[str, Any]:
     """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json.
 
@@ -29,6 +31,7 @@ def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> di
     return results
 
 
+@jax_settings.fixed()
 def sample(run_dir: Path, out: Path, num: int, console: Console, data_dir: str | None = None) -> None:
     """Draw `num` images of every client's generator into a PNG, one row a client; data_dir as in `evaluate`."""
     problem, outputs = restore(run_dir, console, data_dir)

@@ -5,20 +5,26 @@ import zlib
 import jax
 import numpy as np
 
+# Named wherever keys are made: JAX_DEFAULT_PRNG_IMPL, JAX_RANDOM_SEED_OFFSET and their like change no run's numbers.
+GENERATOR = "threefry2x32"
+
 
 def root_of(seed: int) -> np.ndarray:
-    """The words of key(seed), u32[...]: an array, which a program can be given where a number would be part of it."""
-    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+    """The words of a seed's key, u32[2]: an array, which a program can be given where a number would be part of it."""
+    return np.array([0, seed], np.uint32)
+
+
+def key_of(root: int | np.ndarray) -> jax.Array:
+    """The key of a seed, a Python int in [0, 2^31), or of what `root_of` makes of it: a typed scalar key."""
+    return jax.random.wrap_key_data(root_of(root) if isinstance(root, int) else root, impl=GENERATOR)
 
 
 def key_at(seed: int | np.ndarray, stage: str, step: jax.Array | int = 0) -> jax.Array:
-    """The key of one step of one stage: fold_in(fold_in(key(seed), crc32(stage)), step).
+    """The key of one step of one stage: fold_in(fold_in(key_of(seed), crc32(stage)), step).
 
-    seed: Python int in [0, 2^31), or what `root_of` makes of it; stage: any name; step: Python int or i32[] (may be traced).
-    Returns a typed scalar key.
+    seed: as of `key_of`; stage: any name; step: Python int or i32[] (may be traced). Returns a typed scalar key.
     """
-    root = jax.random.key(seed) if isinstance(seed, int) else jax.random.wrap_key_data(seed)
-    return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(stage.encode())), step)
+    return jax.random.fold_in(jax.random.fold_in(key_of(seed), zlib.crc32(stage.encode())), step)
 
 
 def client_key(key: jax.Array, client_id: jax.Array | int) -> jax.Array:

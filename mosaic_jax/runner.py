@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import processes
+from mosaic_jax import jax_settings, processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
-from mosaic_jax.io import native_library, run_directory, stacked_choice
+from mosaic_jax.io import computation, native_library, run_directory, stacked_choice
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
@@ -38,7 +38,6 @@ from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
-
 
 # What batch systems, terminals and people end a run with; SLURM's --signal and a terminal that closes are the last two.
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -115,6 +114,7 @@ def naming_what_needs_memory(problem: Problem, stage: str) -> Iterator[None]:
         raise
 
 
+@jax_settings.fixed()
 def train(
     config: Config,
     run_dir: Path,
@@ -133,8 +133,8 @@ def train(
     finished it, it is taken from there instead of trained (one process only).
 
     0: finished (or already was), or stopped after `stop_after`. 3: a loss was not finite. 4: out of memory. 128 + its number:
-    interrupted by a signal, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and for
-    an estimate above memory.limit_gib.
+    interrupted by a signal, saved. Raises ConfigError for a directory of another configuration, for data that cannot be used and
+    for an estimate above memory.limit_gib.
     """
     processes.check_same(f"{config_hash(config)} {run_dir.name} {stop_after}")
     with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
@@ -160,6 +160,7 @@ def train(
                 write_data(run_dir, found)
                 if kernels:
                     run_directory.write_json(run_dir / stacked_choice.RECORD, kernels)
+                computation.record(run_dir, console.warning)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
         run = _Run(problem, run_dir, log, console, signals, traces, reuse)
         try:

@@ -54,8 +54,8 @@ def test_a_run_leaves_its_configuration_metrics_results_samples_and_report(finis
         assert picture.format == "PNG"
     assert "<svg" in (finished / "report.html").read_text()
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoints", "config.json", "data.json", "metrics.jsonl", "partition.csv", "report.html", "results.json",
-        "samples",
+        ".lock", "checkpoints", "computation.json", "config.json", "data.json", "metrics.jsonl", "partition.csv", "report.html",
+        "results.json", "samples",
     ]
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.io.torch_weights import from_torch, to_torch
+from mosaic_jax.rng import key_of
 from mosaic_jax.types import PyTree, Variables
 
 
@@ -55,5 +56,5 @@ def zeros(shapes: PyTree) -> PyTree:
 
 def filled(kind: str, init: Callable[[jax.Array], Variables], prefix: str, seed: int) -> Variables:
     """The golden variables of one network."""
-    tensors = to_torch(kind, zeros(jax.eval_shape(init, jax.random.key(0))))
+    tensors = to_torch(kind, zeros(jax.eval_shape(init, key_of(0))))
     return from_torch(kind, {name: fill(prefix + name, tensor.shape, seed) for name, tensor in tensors.items()})

@@ -18,6 +18,7 @@ from mosaic_jax.io.golden import fill, filled, images_of, labels_of, nchw, norma
 from mosaic_jax.io.torch_weights import to_torch
 from mosaic_jax.losses import batch_diversity, batch_statistics_loss, binary_cross_entropy, distillation_loss, prediction_entropy
 from mosaic_jax.models import build_classifier, build_discriminator, build_generator, build_meta_model
+from mosaic_jax.rng import key_of
 from mosaic_jax.steps.client_update import client_optimizer, sgd_step
 from mosaic_jax.steps.experts import class_experts, expert_head_logits
 from mosaic_jax.steps.generator_step import GanInfo, GanState, generator_step, init_gan
@@ -119,7 +120,7 @@ def check_gan_step(golden: Golden, seed: int) -> Quantities:
     @jax.jit
     def step(state: GanState, auxiliary: Variables) -> tuple[GanState, GanInfo, jax.Array, jax.Array]:
         state, info = generator_step(
-            generator, discriminator, classifier, state, auxiliary, real, noise, jax.random.split(jax.random.key(0), 3),
+            generator, discriminator, classifier, state, auxiliary, real, noise, jax.random.split(key_of(0), 3),
             lambda key, images: images, jnp.float32(0.0), config,
         )  # fmt: skip
         scores, _ = discriminator.apply(state.discriminator, fake, True)

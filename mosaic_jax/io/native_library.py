@@ -20,6 +20,7 @@ from mosaic_jax.ops import native
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast", "-DNDEBUG")
 TIMEOUT_SECONDS = 300
+_build = ""
 INSTALL = "install g++ or clang, or name one with CXX=/path/to/compiler"
 
 
@@ -45,6 +46,11 @@ def set_lowering(name: str, warning: Callable[[str], None]) -> None:
     ops.set_lowering(name)
 
 
+def build() -> str:
+    """What the kernels of this process were compiled from and with, in 16 hexadecimal digits; empty where there are none."""
+    return _build
+
+
 def _register(warning: Callable[[str], None]) -> None:
     """Give XLA the kernels; those that were kept but cannot be loaded (cut short, or another C library's) are compiled again.
 
@@ -56,13 +62,19 @@ def _register(warning: Callable[[str], None]) -> None:
         place, reason = getattr(error, "filename", None) or "~/.cache", getattr(error, "strerror", None) or error
         warning(f"the C++ kernels are compiled for this run alone: {place} cannot be used ({reason}); XDG_CACHE_HOME names another")
         with tempfile.TemporaryDirectory(prefix="mosaic-jax-") as directory:
-            native.register(library(Path(directory)))
+            _load(library(Path(directory)))
         return
     try:
-        native.register(kept)
+        _load(kept)
     except OSError:
         kept.unlink(missing_ok=True)
-        native.register(library())
+        _load(library())
+
+
+def _load(kept: Path) -> None:
+    global _build
+    native.register(kept)
+    _build = _build or kept.stem
 
 
 def library(directory: Path | None = None) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mosaic_jax import jax_settings
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.partition import describe, partition
@@ -21,6 +22,7 @@ from mosaic_jax.types import Dataset, Partition
 SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
 
+@jax_settings.fixed()
 def show_partition(config: Config, out: Path | None, console: Console) -> None:
     """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None; console: hears of
     progress in reading and dealing them.

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from mosaic_jax.io import metrics
+from mosaic_jax.io import computation, metrics
 from mosaic_jax.io.metrics import MetricsLog
 
 
@@ -13,9 +13,9 @@ def take(run_dir: Path, others: Sequence[Path], stage: str, step: int, log: Metr
     """Gives a run the state of `stage` at its last `step`, and the records on the way there, from the first of the other run
     directories that has them; returns that one, or None where none has, or where the run has checkpoints of the stage itself.
 
-    The caller answers for it that the others' stage is the run's own. One whose clients are not this run's (partition.csv) is
-    passed over. Files are hard links where the disk has them, since no checkpoint is ever written twice; restoring checks them
-    against their fingerprint as it checks all.
+    The caller answers for it that the others' stage is the run's own. One whose clients are not this run's (partition.csv), or
+    that was computed with anything else (computation.json), is passed over. Files are hard links where the disk has them, since no
+    checkpoint is ever written twice; restoring checks them against their fingerprint as it checks all.
     """
     place = run_dir / "checkpoints" / stage
     if not others or (place.is_dir() and any(path.name.isdigit() for path in place.iterdir())):
@@ -24,6 +24,8 @@ def take(run_dir: Path, others: Sequence[Path], stage: str, step: int, log: Metr
     for other in others:
         source = other / "checkpoints" / stage / str(step)
         if not source.is_dir() or (other / "partition.csv").read_bytes() != clients:
+            continue
+        if computation.read(other) not in ([], computation.read(run_dir)):
             continue
         half = run_dir / "taken.tmp"
         shutil.rmtree(half, ignore_errors=True)

@@ -24,6 +24,7 @@ import numpy as np
 from mosaic_jax.config import ConfigError, GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.models import build_classifier, build_discriminator, build_generator, build_meta_model
 from mosaic_jax.models.resnet import BLOCKS
+from mosaic_jax.rng import key_of
 from mosaic_jax.types import Variables
 
 KINDS = (*BLOCKS, "cnn", "generator", "discriminator", "meta")
@@ -130,7 +131,7 @@ def _template(kind: str, tensors: Mapping[str, np.ndarray]) -> Variables:
             raise ConfigError(f"tensor {name} has shape {shape}: not that of a {kind}")
         return shape[axis] // divisor
 
-    key = jax.random.key(0)
+    key = key_of(0)
     if kind == "generator":
         config = GeneratorConfig(latent_size=size("main.0.weight", 0), width=size("main.0.weight", 1, 8))
         return jax.eval_shape(build_generator(config).init, key)

@@ -12,6 +12,7 @@ from mosaic_jax.config import ModelConfig
 from mosaic_jax.models import build_classifier
 from mosaic_jax.models.layers import narrowed
 from mosaic_jax.models.resnet import BLOCKS
+from mosaic_jax.rng import key_of
 from mosaic_jax.types import PyTree, Variables
 
 # Layer -> the spaces of its input and its output; None is never cut.
@@ -55,7 +56,7 @@ def feature_space(axes: Variables) -> str:
 
 @functools.cache  # a deep network takes seconds to trace
 def _shapes(config: ModelConfig) -> Variables:
-    return jax.eval_shape(build_classifier(config, 2).init, jax.random.key(0))
+    return jax.eval_shape(build_classifier(config, 2).init, key_of(0))
 
 
 def _cnn_spaces() -> Spaces:

@@ -18,6 +18,7 @@ from mosaic_jax.models import (
     build_meta_model,
     judge_of,
 )
+from mosaic_jax.rng import key_of
 from mosaic_jax.stages.generators import needs_classifier
 from mosaic_jax.stages.problem import Problem, Stage, placements
 from mosaic_jax.trees import num_bytes
@@ -112,7 +113,7 @@ def expert_bytes(problem: Problem) -> int:
         for each in problem.architectures
     )
     made = problem.config.expert_space == "parameters" and not problem.expert_plan.stored
-    return forward + (num_bytes(jax.eval_shape(problem.classifier.init, jax.random.key(0))) if made else 0)
+    return forward + (num_bytes(jax.eval_shape(problem.classifier.init, key_of(0))) if made else 0)
 
 
 def common_capacity() -> int | None:
@@ -147,7 +148,7 @@ def _images(count: int, size: int) -> jax.ShapeDtypeStruct:
 
 def _classifier(model: ModelConfig, num_classes: int, precision: str) -> tuple[Classifier, Variables]:
     classifier = build_classifier(model, num_classes, precision)
-    return classifier, jax.eval_shape(classifier.init, jax.random.key(0))
+    return classifier, jax.eval_shape(classifier.init, key_of(0))
 
 
 # Traced once for the sections of a configuration that they depend on: a run asks several times.
@@ -171,7 +172,7 @@ def _of_gan(
 ) -> int:
     classifier, classifier_shapes = _classifier(model, num_classes, precision)
     judge, generator = judge_of(gan, classifier, precision, image_size), build_generator(gan, precision, image_size)
-    judges, generators = (jax.eval_shape(network.init, jax.random.key(0)) for network in (judge, generator))
+    judges, generators = (jax.eval_shape(network.init, key_of(0)) for network in (judge, generator))
 
     def judged(generators: Variables, noise: jax.Array, judges: Variables, classifier_shapes: Variables) -> tuple:
         fake = generator.apply(generators, noise, True)[0]
@@ -186,7 +187,7 @@ def _of_gan(
 
 @functools.cache
 def _of_meta(meta: MetaConfig, num_classes: int) -> int:
-    model, key = build_meta_model(meta, num_classes, num_classes), jax.random.key(0)
+    model, key = build_meta_model(meta, num_classes, num_classes), key_of(0)
     params = Variables(jax.eval_shape(model.init, key), ())
     logits = _floats(meta.batch_size, num_classes, num_classes)
     return _kept_for_gradients(lambda v, x: model.apply(v.params, x, key), params, logits)

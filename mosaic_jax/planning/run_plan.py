@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from mosaic_jax import ops
+from mosaic_jax import jax_settings, ops
 from mosaic_jax.config import Config
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
@@ -20,6 +20,7 @@ from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
 from mosaic_jax.planning.memory import capacity
 from mosaic_jax.planning.rates import Rate, measured
 from mosaic_jax.planning.stage_plans import StagePlan
+from mosaic_jax.rng import key_of
 from mosaic_jax.stages.problem import Problem, build_problem
 from mosaic_jax.trees import broadcast, num_bytes
 from mosaic_jax.types import PyTree, Variables
@@ -52,6 +53,7 @@ class RunPlan(NamedTuple):
     rates: dict[str, Rate]
 
 
+@jax_settings.fixed()
 def plan_run(config: Config, console: Console | None = None, results: Iterable[Path] = ()) -> RunPlan:
     """The plan of a run on this machine; raises ConfigError where training would, but for what does not fit into memory.
 
@@ -74,7 +76,7 @@ def plan_run(config: Config, console: Console | None = None, results: Iterable[P
 
 
 def _networks(problem: Problem, stages: list[str]) -> tuple[Network, ...]:
-    key, clients = jax.random.key(0), problem.num_clients
+    key, clients = key_of(0), problem.num_clients
     each = f"{clients}, one for each client"
 
     def network(name: str, variables: Variables, copies: str, num: int) -> Network:

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client
-from mosaic_jax.rng import key_at
+from mosaic_jax.rng import key_at, key_of
 from mosaic_jax.stages.evaluation import federated_validation
 from mosaic_jax.stages.federation import Federation, personal_leaves
 from mosaic_jax.stages.groups import Group, in_client_order
@@ -179,7 +179,7 @@ def federated_stage(
         return state, {name: float(of_kind(server)) for name, of_kind, server in zip(names, validate, state.servers, strict=False)}
 
     def traffic(state: FederatedState) -> dict[str, int]:
-        shapes = [jax.eval_shape(group.classifier.init, jax.random.key(0)) for group in groups]
+        shapes = [jax.eval_shape(group.classifier.init, key_of(0)) for group in groups]
         each = [num_bytes(shape) - num_bytes(personal_leaves(federation, shape)) for shape in shapes]
         begun, arrived = parts.counts()
         sent = int(np.sum(state.prototypes.valid)) * (problem.feature_size + 1) * 4

@@ -1,0 +1,45 @@
+"""What a run is computed with: computation.json in its directory, a record for its start and one for every change since."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mosaic_jax import jax_settings, ops
+from mosaic_jax.io import native_library
+from mosaic_jax.io.run_directory import write_json
+
+NAME = "computation.json"
+
+
+def computation() -> dict[str, str]:
+    """What the last bits of a run's numbers depend on in this process, by name."""
+    how = ops.chosen_lowering()
+    return {
+        "device": jax.default_backend(),
+        "mapping.convolution": how,
+        "build of native": native_library.build() if how == "native" else "",
+        "jax": jax.__version__,
+        **jax_settings.rounding(),
+    }
+
+
+def record(run_dir: Path, warning: Callable[[str], None]) -> None:
+    """Writes down what a run begins or goes on with; warning: is told, in one line, what is other than it was last."""
+    before, now = read(run_dir), computation()
+    if before and before[-1] == now:
+        return
+    if before:
+        changes = [f"{name}={now.get(name)}, not {before[-1].get(name)}" for name in now if now[name] != before[-1].get(name)]
+        warning(f"{run_dir} goes on with {'; '.join(changes)}: it ends as it would have ended unbroken to rounding only")
+    write_json(run_dir / NAME, [*before, now])
+
+
+def read(run_dir: Path) -> list[dict[str, str]]:
+    """The records of a run, oldest first; none where an older version began it or the file is damaged."""
+    try:
+        found = json.loads((run_dir / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(each, dict) for each in found) else []
