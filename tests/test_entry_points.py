@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import multiprocessing
 import os
 import shlex
@@ -17,6 +18,8 @@ import pytest
 from conftest import StoppingConsole, fingerprints, tiny, train
 
 from mosaic_jax import cli, runner
+from mosaic_jax.config import ConfigError
+from mosaic_jax.io import run_directory
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["method=fedavg", "warmup.num_rounds=1", "finetune.num_rounds=0"]
@@ -115,3 +118,20 @@ def test_a_reader_that_has_gone_ends_a_command_quietly_as_it_ends_other_tools(co
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(["bash", "-c", shell], cwd=ROOT, env=buffered, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_a_lock_that_a_dead_process_left_or_that_the_file_system_does_not_have_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").write_text("1234")
+    again = pytest.raises(ConfigError, match="another process is training in it")
+    with run_directory.claim(tmp_path / "run", tiny()), again, run_directory.claim(tmp_path / "run", tiny()):
+        pass
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", none)
+    with run_directory.claim(tmp_path / "run", tiny()):
+        assert (tmp_path / "run" / ".lock").exists()

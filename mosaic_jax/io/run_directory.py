@@ -90,6 +90,8 @@ def _hold(run_dir: Path, config: Config, token: int) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"--run-dir {run_dir}: another process is training in it; wait for it or name another") from error
+        except OSError:  # a file system without locks: the user alone knows who else trains there
+            pass
         lock.write(str(token))
         lock.flush()
         os.fsync(lock.fileno())
