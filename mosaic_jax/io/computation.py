@@ -9,6 +9,7 @@ import jax
 from mosaic_jax import jax_settings, ops
 from mosaic_jax.io import native_library
 from mosaic_jax.io.run_directory import write_json
+from mosaic_jax.ops.lowering import stacked_form
 
 NAME = "computation.json"
 
@@ -18,7 +19,7 @@ def computation() -> dict[str, str]:
     how = ops.chosen_lowering()
     return {
         "device": jax.default_backend(),
-        "mapping.convolution": how,
+        "mapping.convolution": f"stacked ({stacked_form()})" if how == "stacked" else how,
         "build of native": native_library.build() if how == "native" else "",
         "jax": jax.__version__,
         **jax_settings.rounding(),
