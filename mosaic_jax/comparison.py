@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mosaic_jax import jax_settings, processes, runner
-from mosaic_jax.config import Config
+from mosaic_jax.config import Config, DataConfig
 from mosaic_jax.config_io import with_values
 from mosaic_jax.devices import create_cpu_devices, num_cpu_devices
 from mosaic_jax.io import comparison_directory, run_directory
 from mosaic_jax.io.comparison_directory import finished, run_dir
 from mosaic_jax.io.console import Console, duration
-from mosaic_jax.io.datasets import load
+from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.planning.limit import check, fit
 from mosaic_jax.rows import Row, stage_keys
@@ -76,15 +76,14 @@ def check_problems(runs: Sequence[tuple[Row, Config]], console: Console) -> None
         return
     most = max((config for _, config in runs), key=lambda config: num_cpu_devices(config.mapping, config.partition.num_clients))
     create_cpu_devices(most.mapping, most.partition.num_clients)
-    datasets: dict[tuple[str, int, str], Dataset] = {}
+    datasets: dict[DataConfig, Dataset] = {}
     estimated: set[str] = set()
     for row, config in runs:
-        data = config.data.source, config.data.image_size, config.data.dir
-        if data not in datasets:
-            datasets[data] = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
+        if config.data not in datasets:
+            datasets[config.data] = dataset_of(config.data, console)
         # Turning images, or making them noisy, takes long and cannot fail.
         plain = with_values(config, {"partition.feature_rotation": 0.0, "partition.feature_noise": 0.0})
-        problem = build_problem(plain, datasets[data], read_table(config.partition, datasets[data].class_names))
+        problem = build_problem(plain, datasets[config.data], read_table(config.partition, datasets[config.data].class_names))
         if row.label not in estimated:  # memory is that of the row's other seeds, but for a few images
             estimated.add(row.label)
             check(*fit(problem), lambda warning: None)  # each run says its own

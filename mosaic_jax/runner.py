@@ -21,7 +21,7 @@ from mosaic_jax.io import computation, native_library, run_directory, stacked_ch
 from mosaic_jax.io.checkpoints import StageCheckpoints
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
-from mosaic_jax.io.datasets import load
+from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
 from mosaic_jax.io.profile import Profile
@@ -194,7 +194,7 @@ def prepare(config: Config, console: Console, there: int | None = None) -> tuple
         raise ConfigError("JAX_ENABLE_X64: is on, and a run computes in float32; unset it")
     create_cpu_devices(config.mapping, config.partition.num_clients)
     # Data that are missing are said before kernels are compiled, which takes seconds.
-    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
+    dataset = dataset_of(config.data, console)
     native_library.set_lowering(config.mapping.convolution, console.warning)
     if config.partition.has_feature_skew:
         console.message("feature skew: turning the clients' images or making them noisy, once")

@@ -10,6 +10,7 @@ from mosaic_jax.sources import SOURCES
 WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
 FEDERATED = WHOLE + WIDTHS
+MOST_CLIENTS = 10**6
 MOST_IN_A_BATCH = 2**16  # images: far more than memory holds; the pixels of 2^19 of 64x64 overflow 32 bits
 NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -19,6 +20,15 @@ class DataConfig:
     source: str = setting("digits", " | ".join(SOURCES))
     dir: str = setting("", "where prepared data sets and official files are; empty is $TFDS_DATA_DIR or ~/tensorflow_datasets")
     image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32, 64))
+    labels: str = setting(
+        "as_given", "as_given: labels are 0 to K-1, each with training images; compact: those that have any are numbered anew, and "
+        "classes keep their names or are named by their labels", choices=("as_given", "compact"),
+    )
+    background: str = setting("white", "what transparent pixels of image files are shown over", choices=("white", "grey", "black"))
+    bit_depth: int = setting(
+        0, "bits that the values of 16-bit grey image files have; 0: as many, from 8, as the largest of them has",
+        choices=(0, *range(8, 17)),
+    )
     augment: str = setting(
         "auto", "augmentation of training batches; auto is the named data set's own, none for others",
         choices=("auto", "none", "crop_flip"),
@@ -43,7 +53,7 @@ class PartitionConfig:
         choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced", "shards", "quantity_skew", "table"),
     )
     alpha: float = setting(0.1, "Dirichlet concentration of three kinds; smaller is more heterogeneous", low=1e-6)
-    num_clients: int = setting(10, "number of clients", low=1)
+    num_clients: int = setting(10, "number of clients", low=1, high=MOST_CLIENTS)
     min_samples: int = setting(
         10, "dirichlet_unbalanced and quantity_skew redraw until the smallest client has this many images", low=1
     )

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from mosaic_jax.config import ConfigError
+from mosaic_jax.io.datasets import load
+
+COLOURS = np.random.RandomState(0).randint(0, 256, (8, 32, 32, 3)).astype(np.uint8)
 
 # Digits of scikit-learn, 8x8 blown up to 32x32 and tinted, so that a mistaken channel order shows: 40 for training, 20 for testing.
 
@@ -60,3 +66,26 @@ def write_tfds(
     writer.add_examples(splits)
     writer.close_all()
     return folder
+
+
+def write_classes(
+    root: Path, *, train: Sequence[str] = ("cat", "dog"), test: Sequence[str] = ("cat", "dog"), size: int = 32
+) -> str:
+    """root/SPLIT/CLASS/0.png and 1.png, random images; the data.source."""
+    random = np.random.RandomState(1)
+    for split, classes in (("train", train), ("test", test)):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(2):
+                (root / split / name / f"{number}.png").write_bytes(png(random.randint(0, 256, (size, size, 3)).astype(np.uint8)))
+    return f"folder:{root}"
+
+
+def refusal(source: str) -> str:
+    """What is said where a source cannot be read, in one line."""
+    with pytest.raises(ConfigError) as caught:
+        load(source, 32)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("data.source")
+    return message

@@ -44,9 +44,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = pixels.pixels
 
-    def counted(stored: object, size: int) -> np.ndarray:
+    def counted(stored: object, size: int, rendering: pixels.Rendering) -> tuple[np.ndarray, pixels.Traits]:
         sizes.append(size)
-        return real(stored, size)
+        return real(stored, size, rendering)
 
     monkeypatch.setattr(pixels, "pixels", counted)
     return sizes
@@ -152,10 +152,10 @@ def test_the_second_of_two_at_once_waits_and_decodes_nothing(
             if "waiting for another process" in text:
                 waits.set()
 
-    def slow(*arguments: object) -> None:
+    def slow(*arguments: object) -> pixels.Traits:
         started.set()
         assert go_on.wait(30)
-        real(*arguments)
+        return real(*arguments)
 
     monkeypatch.setattr(datasets, "decode", slow)
     results: list[Dataset] = []
@@ -220,7 +220,7 @@ def test_a_cache_that_cannot_be_written_is_one_warning_and_no_end(
 def test_files_that_change_while_they_are_read_are_refused(home: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = sorted(Path(source.removeprefix("folder:")).rglob("*.png"))[0]
     real = datasets.decode
-    monkeypatch.setattr(datasets, "decode", lambda *arguments: (real(*arguments), file.write_bytes(png(TEST[3]))))
+    monkeypatch.setattr(datasets, "decode", lambda *arguments: (real(*arguments), file.write_bytes(png(TEST[3])))[0])
     with pytest.raises(ConfigError, match="changed while they were read"):
         load(source, 32)
     assert not [path for path in home.glob("*/*") if path.is_dir()]

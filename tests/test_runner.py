@@ -21,6 +21,7 @@ from mosaic_jax import cli, restored, results, runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_json
 from mosaic_jax.io.console import Console
+from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import read
 from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import stages_of
@@ -104,7 +105,7 @@ def test_a_run_whose_clients_would_be_dealt_otherwise_is_neither_resumed_nor_eva
 
 def copied_to(folder: Path, order: slice | np.ndarray = slice(None), of: str = "train") -> Path:
     """The digits as an .npz file, their training or test set in another order."""
-    digits = runner.load("digits", 32)
+    digits = load("digits", 32)
     arrays = {"x_train": digits.train_images, "y_train": digits.train_labels, "x_test": digits.test_images}
     arrays |= {"y_test": digits.test_labels}
     np.savez(folder / "digits.npz", **{name: array[order] if of in name else array for name, array in arrays.items()})
@@ -118,7 +119,7 @@ def test_a_run_goes_on_with_the_same_data_wherever_they_are_and_not_with_others_
     assert train(config, tmp_path / "run", console=StoppingConsole()) == 143
     began_with = (tmp_path / "run" / "data.json").read_bytes()
     same_labels = np.arange(1438)
-    zeros = np.flatnonzero(runner.load("digits", 32).train_labels == 0)
+    zeros = np.flatnonzero(load("digits", 32).train_labels == 0)
     same_labels[zeros] = zeros[::-1]
     for order, of, other in (
         (same_labels, "train", "training images"),
@@ -374,7 +375,7 @@ def test_four_devices_end_where_one_ends(tmp_path: Path) -> None:
     for num_devices in (4, 1):
         run_dir = tmp_path / str(num_devices)
         config = tiny(partition={"num_clients": 4}, mapping={"num_devices": num_devices})
-        assert len(runner.build_problem(config, runner.load("digits", 32)).client_plan.devices) == num_devices
+        assert len(runner.build_problem(config, load("digits", 32)).client_plan.devices) == num_devices
         assert train(config, run_dir, stop_after="generators") == 0
         found.append(final_states(run_dir))
     for stage in ("warmup", "generators"):
@@ -401,7 +402,7 @@ def test_resuming_compiles_no_stage_that_is_done(finished: Path, tmp_path: Path)
 
 
 def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
-    problem = runner.build_problem(tiny(), runner.load("digits", 32))
+    problem = runner.build_problem(tiny(), load("digits", 32))
     outputs: dict = {}
     for stage in stages_of(problem):
         inputs = stage.inputs(outputs)

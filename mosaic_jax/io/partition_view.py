@@ -11,7 +11,7 @@ from mosaic_jax.data.feature_skew import skew
 from mosaic_jax.data.partition import describe, partition
 from mosaic_jax.data.splits import label_counts
 from mosaic_jax.io.console import Console
-from mosaic_jax.io.datasets import load
+from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.heat_map import heat_map
 from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
 from mosaic_jax.io.redraws import shown_redraws
@@ -33,7 +33,7 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     file = config.partition.table if config.partition.kind == "table" else ""
     if out is not None and file and out.with_suffix(".csv").resolve() == Path(file).expanduser().resolve():
         raise ConfigError(f"--out {out}: would write over partition.table={file}; name another file")
-    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
+    dataset = dataset_of(config.data, console)
     prescribed = read_table(config.partition, dataset.class_names)
     started = time.perf_counter()
     with shown_redraws(config.partition, console) as rejected:

@@ -11,7 +11,7 @@ from mosaic_jax.config import Config
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.io.console import Console
-from mosaic_jax.io.datasets import load
+from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.mapping import Plan
@@ -61,8 +61,9 @@ def plan_run(config: Config, console: Console | None = None, results: Iterable[P
     """
     create_cpu_devices(config.mapping, config.partition.num_clients)
     ops.set_lowering(config.mapping.convolution)
-    dataset = load(config.data.source, config.data.image_size, directory=config.data.dir, console=console)
-    with shown_redraws(config.partition, console or Console(quiet=True)) as rejected:
+    console = console or Console(quiet=True)
+    dataset = dataset_of(config.data, console)
+    with shown_redraws(config.partition, console) as rejected:
         problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names), rejected)
     problem, stages = fit(problem)
     title = (

@@ -1,30 +1,39 @@
 """Labelled images from the benchmarks' official files, TFDS, folders, .npz or scikit-learn, as one `Dataset` of bytes."""
 
 import shlex
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
 
-from mosaic_jax.config import ConfigError
+from mosaic_jax.config import ConfigError, DataConfig
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import folder, npz, placed, prepared
-from mosaic_jax.io.datasets.cache import cached
+from mosaic_jax.io.datasets.cache import Put, cached
 from mosaic_jax.io.datasets.digits import digits
 from mosaic_jax.io.datasets.found import Found, Images, Missing, one_line
-from mosaic_jax.io.datasets.pixels import decode
+from mosaic_jax.io.datasets.pixels import VIEWER, Rendering, Traits, decode, notes
 from mosaic_jax.sources import BENCHMARKS, benchmark_of, unknown_source
 from mosaic_jax.types import Dataset
 
 SHOWN_FROM = 5_000  # images; fewer are decoded before a progress bar is worth a look
 
 
-def load(source: str, image_size: int, *, directory: str = "", console: Console | None = None) -> Dataset:
+def dataset_of(data: DataConfig, console: Console) -> Dataset:
+    """`load` of what a configuration names."""
+    rendering = Rendering(data.background, data.bit_depth)
+    return load(data.source, data.image_size, directory=data.dir, labels=data.labels, rendering=rendering, console=console)
+
+
+def load(
+    source: str, image_size: int, *, directory: str = "", labels: str = "as_given", rendering: Rendering = VIEWER,
+    console: Console | None = None,
+) -> Dataset:  # fmt: skip
     """All images of a source: u8[N, image_size, image_size, 3], mapped from the decoded copy on disk, and i32[N] labels.
 
     source: a short name of BENCHMARKS: a copy that TFDS has prepared in `directory`, otherwise the official files there;
     `tfds:NAME[/CONFIG][:VERSION]`, `folder:PATH`, `npz:PATH` or `digits`, as their modules say.
-    directory: data.dir, where it is empty TFDS's own. console: hears of progress and of what is not kept.
+    directory: data.dir, where it is empty TFDS's own. labels: data.labels. console: hears of progress, of what is not kept and
+    of choices that were made.
 
     Needs no TensorFlow and never touches the network. Raises ConfigError, one line naming what is wrong and the remedy, for
     anything that cannot be read as described.
@@ -35,14 +44,24 @@ def load(source: str, image_size: int, *, directory: str = "", console: Console 
         return digits(image_size)
     console = console or Console(quiet=True)
 
-    def decode_all(images: Images, put: Callable[[int, int, np.ndarray], None]) -> None:
+    def shown(images: Images, put: Put, rendering: Rendering) -> Traits:
         count = images.num_train + images.num_test
-        shown = console.progress("decoding", count, unit="images") if count >= SHOWN_FROM else nullcontext()
-        with shown as progress:
-            decode(images, image_size, put, progress.advance if progress is not None else lambda count: None)
+        bar = console.progress("decoding", count, unit="images") if count >= SHOWN_FROM else nullcontext()
+        with bar as progress:
+            advance = progress.advance if progress is not None else lambda count: None
+            return decode(images, image_size, put, advance, rendering)
+
+    def decode_all(images: Images, put: Put) -> list[str]:
+        traits, chosen = shown(images, put, rendering), rendering
+        if not rendering.bit_depth:
+            chosen = rendering._replace(bit_depth=traits.bit_depth)
+            if chosen.bit_depth < 16:  # known only now that all were seen
+                shown(found.open(console), put, chosen)
+        return notes(traits, chosen)
 
     try:
-        dataset = cached(find(source, directory), image_size, decode_all, console)
+        found = find(source, directory, labels, console)._replace(settings=(labels, *rendering))
+        dataset = cached(found, image_size, decode_all, console)
     except OSError as error:
         raise ConfigError(f"data.source={source} cannot be read ({one_line(error)}): check path and permissions") from error
     benchmark = benchmark_of(source)
@@ -57,16 +76,36 @@ def load(source: str, image_size: int, *, directory: str = "", console: Console 
             f"data.source={source} has test images of class {dataset.class_names[untrained[0]]!r} and no training images of it: "
             "remove them or add some"
         )
-    return dataset
+    return _with_training_images(dataset, source, labels)
 
 
-def find(source: str, directory: str) -> Found:
+def _with_training_images(dataset: Dataset, source: str, labels: str) -> Dataset:
+    """The data set without the classes that have none, where labels=compact; raises ConfigError for them else, but for benchmarks,
+    whose classes are known."""
+    known = np.unique(dataset.train_labels)
+    absent = np.setdiff1d(np.arange(len(dataset.class_names)), known)
+    if not len(absent) or (labels == "as_given" and benchmark_of(source)):
+        return dataset
+    if labels == "as_given":
+        more = f" and {len(absent) - 1} other classes" if len(absent) > 1 else ""
+        raise ConfigError(
+            f"data.source={source} has no training images of class {dataset.class_names[absent[0]]!r}{more}: "
+            "data.labels=compact leaves such classes out"
+        )
+    return dataset._replace(
+        train_labels=np.searchsorted(known, dataset.train_labels).astype(np.int32),
+        test_labels=np.searchsorted(known, dataset.test_labels).astype(np.int32),
+        class_names=tuple(dataset.class_names[label] for label in known),
+    )
+
+
+def find(source: str, directory: str, labels: str, console: Console) -> Found:
     """Where the images of a source are; raises ConfigError where they are not."""
     kind, _, place = source.partition(":")
     if kind == "folder":
-        return folder.find(place)
+        return folder.find(place, console)
     if kind == "npz":
-        return npz.find(place)
+        return npz.find(place, labels)
     option = f" --data-dir {shlex.quote(directory)}" if directory else ""
     remedy = f"prepare it once with `mosaic-jax prepare {source}{option}`, or take data.source=digits, which needs no files"
     return prepared.find(place, directory, source, remedy) if kind == "tfds" else _benchmark(source, directory, remedy)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,10 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets.found import Found, Images
 from mosaic_jax.types import Dataset
 
-VERSION = 1  # of these files and of what decoding does; older copies are then made again
+VERSION = 2  # of these files and of what decoding does; older copies are then made again
 Put = Callable[[int, int, np.ndarray], None]
-Decode = Callable[[Images, Put], None]
+Copy = tuple[Dataset, tuple[str, ...]]  # what was decoded, and notes about it
+Decode = Callable[[Images, Put], Sequence[str] | None]
 
 
 class _CannotKeep(Exception):
@@ -35,29 +36,33 @@ class _CannotKeep(Exception):
 def cached(found: Found, size: int, decode: Decode, console: Console) -> Dataset:
     """The images that were found: the copy on disk where there is a whole one of the files as they are, or decoded and then kept.
 
-    decode(images, put) hands every image to put. The console hears of waiting for another process, and is warned of a directory
-    that cannot be written; the images are then decoded into memory. Raises ConfigError where files change while they are read.
+    decode(images, put) hands every image to put, and returns notes for the user. The console hears of waiting for another process,
+    and is warned of a directory that cannot be written; the images are then decoded into memory. It is told the notes whether the
+    images are decoded or were. Raises ConfigError where files change while they are read.
     """
     try:
-        return _kept(found, size, decode, console)
+        dataset, notes = _kept(found, size, decode, console)
     except _CannotKeep as reason:
         console.warning(f"decoded images are not kept: {reason}")
-        return _in_memory(found, size, decode, console)
+        dataset, notes = _in_memory(found, size, decode, console)
+    for note in notes:
+        console.warning(f"data.source: {note}")
+    return dataset
 
 
-def _kept(found: Found, size: int, decode: Decode, console: Console) -> Dataset:
+def _kept(found: Found, size: int, decode: Decode, console: Console) -> Copy:
     fingerprint = _fingerprint(found, size)
     with _disk():
         home = _home(found.name, size)
-    dataset = _read(home / fingerprint, size)  # A copy never changes, so that reading it needs no lock and no right to write.
-    if dataset is not None:
-        return dataset
+    copy = _read(home / fingerprint, size)  # A copy never changes, so that reading it needs no lock and no right to write.
+    if copy is not None:
+        return copy
     with _disk():
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(home, console):
-        dataset = _read(home / fingerprint, size)  # by the process that was waited for
-        if dataset is not None:
-            return dataset
+        copy = _read(home / fingerprint, size)  # by the process that was waited for
+        if copy is not None:
+            return copy
         half = home / "half-written"
         try:
             with _disk():
@@ -74,10 +79,10 @@ def _kept(found: Found, size: int, decode: Decode, console: Console) -> Dataset:
                 _sync(home)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        dataset = _read(home / fingerprint, size)
-        if dataset is None:
+        copy = _read(home / fingerprint, size)
+        if copy is None:
             raise _CannotKeep(f"what was written to {home} does not read back")
-        return dataset
+        return copy
 
 
 @contextlib.contextmanager
@@ -97,7 +102,7 @@ def _home(name: str, size: int) -> Path:
 
 def _fingerprint(found: Found, size: int) -> str:
     files = [(str(file), (status := file.stat()).st_size, status.st_mtime_ns) for file in found.files]
-    return _digest(VERSION, PIL.__version__, size, files)[:32]
+    return _digest(VERSION, PIL.__version__, size, files, found.settings)[:32]
 
 
 def _digest(*values: object) -> str:
@@ -117,11 +122,12 @@ def _locked(home: Path, console: Console) -> Iterator[None]:
         yield
 
 
-def _read(copy: Path, size: int) -> Dataset | None:
+def _read(copy: Path, size: int) -> Copy | None:
     """A copy, its images mapped and not read; None where there is none or it is not whole."""
     try:
         about = json.loads((copy / "about.json").read_text())
         num_train, num_test, names = about["num_train"], about["num_test"], tuple(about["class_names"])
+        notes = tuple(map(str, about["notes"]))
         shape = (num_train + num_test, size, size, 3)
         if (copy / "images.u8").stat().st_size != np.prod(shape):
             return None
@@ -131,7 +137,7 @@ def _read(copy: Path, size: int) -> Dataset | None:
         return None
     if labels.shape != shape[:1] or labels.dtype != np.int32:
         return None
-    return Dataset(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:], names)
+    return Dataset(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:], names), notes
 
 
 def _write(half: Path, found: Found, size: int, decode: Decode, console: Console) -> None:
@@ -150,11 +156,12 @@ def _write(half: Path, found: Found, size: int, decode: Decode, console: Console
                     written = os.pwrite(file.fileno(), left, offset)
                     left, offset = left[written:], offset + written
 
-        decode(images, put)
+        notes = [*images.notes, *(decode(images, put) or ())]
         _check_whole(found, labels)
         with _disk():
             os.fsync(file.fileno())
-    about = {"source": found.name, "num_train": images.num_train, "num_test": images.num_test, "class_names": images.class_names}
+    about = {"source": found.name, "num_train": images.num_train, "num_test": images.num_test}
+    about |= {"class_names": images.class_names, "notes": notes}
     with _disk():
         with (half / "labels.npy").open("wb") as file:
             np.save(file, labels)
@@ -174,7 +181,7 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _in_memory(found: Found, size: int, decode: Decode, console: Console) -> Dataset:
+def _in_memory(found: Found, size: int, decode: Decode, console: Console) -> Copy:
     stored = found.open(console)
     count, num_train = stored.num_train + stored.num_test, stored.num_train
     images, labels = np.empty((count, size, size, 3), np.uint8), np.full(count, -1, np.int32)
@@ -182,9 +189,9 @@ def _in_memory(found: Found, size: int, decode: Decode, console: Console) -> Dat
     def put(position: int, label: int, image: np.ndarray) -> None:
         labels[position], images[position] = label, image
 
-    decode(stored, put)
+    notes = *stored.notes, *(decode(stored, put) or ())
     _check_whole(found, labels)
-    return Dataset(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:], stored.class_names)
+    return Dataset(images[:num_train], labels[:num_train], images[num_train:], labels[num_train:], stored.class_names), notes
 
 
 def _check_whole(found: Found, labels: np.ndarray) -> None:

@@ -1,22 +1,29 @@
-"""`folder:PATH`: PATH/train/CLASS/**/*.jpg|jpeg|png and PATH/test/CLASS/..., classes and files in sorted order."""
+"""`folder:PATH`: the image files PATH/train/CLASS/** and PATH/test/CLASS/**, classes and files in sorted order."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
-from mosaic_jax.io.datasets.found import Found, Images, in_order
+from mosaic_jax.io.datasets.found import FORMATS, MOVED, Found, Images, in_order
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
-def find(place: str) -> Found:
-    """The images of a folder; raises ConfigError for a folder, class or split that is missing or empty."""
+def find(place: str, console: Console) -> Found:
+    """The images of a folder; the console is warned of files of other kinds, which are left out.
+
+    Raises ConfigError for a folder, class or split that is missing or empty, and for what would be read without end.
+    """
     root = Path(place).expanduser().absolute()
-    train, test = _class_files(root / "train"), _class_files(root / "test")
+    others: Counter[str] = Counter()
+    train, test = _class_files(root / "train", others), _class_files(root / "test", others)
+    if others:
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in others.most_common(5))
+        console.warning(f"data.source: {others.total()} files of {root} are left out, for they are no images known here: {kinds}")
     for name in test:
         if name not in train:
             raise ConfigError(
@@ -34,30 +41,43 @@ def find(place: str) -> Found:
     return Found(f"folder:{root}", [*files[0], *files[1]], open_)
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
-    """The image files of every class folder, classes in sorted order; hidden names are skipped."""
+def _class_files(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
+    """The image files of every class folder, classes in sorted order; hidden names are skipped, other files counted by suffix."""
     if not folder.is_dir():
-        raise ConfigError(f"data.source: folder {folder} does not exist: expected {folder / 'CLASS'}/*.jpg, *.jpeg or *.png")
+        raise ConfigError(f"data.source: folder {folder} does not exist: expected {folder / 'CLASS'}/*.jpg, *.png, ...; {MOVED}")
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise ConfigError(f"data.source: folder {folder} is empty: expected a folder for each class in it")
     found = {}
     for name in classes:
-        found[name] = list(_image_files(folder / name))
+        found[name] = _image_files(folder / name, others)
         if not found[name]:
-            raise ConfigError(f"data.source: class folder {folder / name} has no .jpg, .jpeg or .png file: add images or remove it")
+            known = " ".join(_SUFFIXES)
+            raise ConfigError(f"data.source: class folder {folder / name} has no {known} file: add images or remove it")
     return found
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def _image_files(folder: Path, others: Counter[str]) -> list[Path]:
     """A folder's own images in sorted order, then those of the folders inside it, in sorted order too."""
-    inner = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.name.lower().endswith(_SUFFIXES):
-            yield folder / entry.name
-        elif entry.is_dir():
-            inner.append(folder / entry.name)
-    for deeper in inner:
-        yield from _image_files(deeper)
+    files, waiting, seen = [], [folder], set()
+    while waiting:  # no recursion: folders may be nested deeper than Python's calls
+        here = waiting.pop()
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            raise ConfigError(f"data.source: {here} is a link to a folder that is read already: remove it")
+        seen.add((status.st_dev, status.st_ino))
+        inner = []
+        for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if suffix in _SUFFIXES:
+                if not entry.is_file():  # a pipe would be waited for without end
+                    raise ConfigError(f"data.source: image {here / entry.name} cannot be read (no file): replace or remove it")
+                files.append(here / entry.name)
+            elif entry.is_dir():
+                inner.append(here / entry.name)
+            else:
+                others[suffix] += 1
+        waiting += reversed(inner)
+    return files

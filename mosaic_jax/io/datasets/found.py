@@ -9,13 +9,21 @@ import numpy as np
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
 
+# Formats that are read, most frequent first, and how the names of their files end.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "BMP": (".bmp",), "GIF": (".gif",), "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm"), "JPEG2000": (".jp2", ".j2k"), "AVIF": (".avif",),
+}  # fmt: skip
+
+MOVED = "if the data have moved, --data-dir says where"
+
 
 class Missing(ConfigError):
     """Data that is in none of the places where it is looked for."""
 
 
 class Encoded(NamedTuple):
-    """A JPEG or PNG image in memory, and where it came from, for messages."""
+    """An image file in memory, and where it came from, for messages."""
 
     name: str
     content: bytes
@@ -26,12 +34,14 @@ class Images(NamedTuple):
 
     items: (position, label, stored image), each position in 0..num_train+num_test-1 once and in any order, test images after the
     training images; stored: the Path of an image file, Encoded, or pixels u8[H, W] or u8[H, W, 3].
+    notes: lines for the user about how the files were read.
     """
 
     num_train: int
     num_test: int
     class_names: tuple[str, ...]
     items: Iterable[tuple[int, int, Path | Encoded | np.ndarray]]
+    notes: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
@@ -39,11 +49,13 @@ class Found(NamedTuple):
 
     name: what and where, the same for the same place. files: all that the images depend on; a change of name, size or time of one
     is a change of the data. open: checks the files, with progress on the console where that takes long, and gives the images.
+    settings: of the configuration, on which the images depend as on the files.
     """
 
     name: str
     files: Sequence[Path]
     open: Callable[[Console], Images]
+    settings: tuple[str | int, ...] = ()
 
 
 def one_line(error: Exception) -> str:
