@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mosaic_jax import jax_settings, processes, runner
 from mosaic_jax.config import Config, DataConfig
-from mosaic_jax.config_io import with_values
+from mosaic_jax.config_io import with_absolute_paths, with_values
 from mosaic_jax.devices import create_cpu_devices, num_cpu_devices
 from mosaic_jax.io import comparison_directory, run_directory
 from mosaic_jax.io.comparison_directory import finished, run_dir
@@ -91,7 +91,7 @@ def check_problems(runs: Sequence[tuple[Row, Config]], console: Console) -> None
 
 def reusable(config: Config, others: Sequence[Path]) -> Mapping[str, Sequence[Path]]:
     """Of each stage the run directories, of those there are, in which it is the same stage to the last bit."""
-    keys = stage_keys(config)
+    keys = stage_keys(with_absolute_paths(config))  # as config.json has them
     there = [(other, stage_keys(run_directory.read_config(other))) for other in others if (other / "config.json").exists()]
     return {stage: [other for other, theirs in there if theirs.get(stage) == key] for stage, key in keys.items()}
 

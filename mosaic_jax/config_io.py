@@ -19,6 +19,7 @@ from typing import Any
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.presets import PRESETS
 from mosaic_jax.settings import Setting, item_types, settings, show, valid_values
+from mosaic_jax.sources import absolute, path_of
 
 
 def load_config_file(path: str | Path) -> Config:
@@ -180,6 +181,15 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     for section, inner in sections.items():
         changes[section] = dataclasses.replace(getattr(config, section), **inner)
     return dataclasses.replace(config, **changes)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """`config` with the paths of its data, and of partition.table, as they are from here."""
+    values: dict[str, Any] = {}
+    if (path := path_of(config.data.source)) is not None:
+        values["data.source"] = f"{config.data.source.partition(':')[0]}:{path}"
+    named = {"data.dir": config.data.dir, "partition.table": config.partition.table}
+    return with_values(config, values | {name: str(absolute(value)) for name, value in named.items() if value})
 
 
 def flatten(config: Config) -> dict[str, Any]:

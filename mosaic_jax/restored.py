@@ -11,6 +11,7 @@ from mosaic_jax.io import run_directory, stacked_choice
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import check_data
 from mosaic_jax.io.label_counts import as_csv
+from mosaic_jax.io.moved_data import located
 from mosaic_jax.io.samples import answering_for, image_grid, save_grid
 from mosaic_jax.methods import stages_of
 from mosaic_jax.results import generated, results_of
@@ -54,6 +55,7 @@ def restore(run_dir: Path, console: Console, data_dir: str | None = None) -> tup
     config = run_directory.read_config(run_dir)
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    config = located(config, run_dir, console)
     problem, found = prepare(config, console)
     stacked_choice.settle(config, run_dir, console.message)
     check_data(run_dir, config.data.source, found)

@@ -24,6 +24,7 @@ from mosaic_jax.io.data_digests import check_data, digests, write_data
 from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import as_csv, read_table
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics
+from mosaic_jax.io.moved_data import located
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
@@ -146,6 +147,7 @@ def train(
         first = processes.is_first()
         there = common_capacity()
         with processes.together():
+            config = located(config, run_dir, console)
             problem, found = prepare(config, console, there)
         processes.check_same_data(" ".join(found.values()))
         kernels = stacked_choice.settle(config, run_dir, console.message)

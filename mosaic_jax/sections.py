@@ -18,7 +18,10 @@ NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     source: str = setting("digits", " | ".join(SOURCES))
-    dir: str = setting("", "where prepared data sets and official files are; empty is $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    dir: str = setting(
+        "", "where prepared data sets and official files are, and where a folder or an .npz file is looked for that is not where "
+        "data.source says; empty is $TFDS_DATA_DIR or ~/tensorflow_datasets",
+    )  # fmt: skip
     image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32, 64))
     labels: str = setting(
         "as_given", "as_given: labels are 0 to K-1, each with training images; compact: those that have any are numbered anew, and "

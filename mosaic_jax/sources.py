@@ -1,6 +1,8 @@
 """What data.source may name, and what the seven benchmarks of the field are: sizes, statistics and augmentation."""
 
 import difflib
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 Channels = tuple[float, float, float]
@@ -59,6 +61,17 @@ def benchmark_of(source: str) -> Benchmark | None:
 
 
 SOURCES = ("digits", *BENCHMARKS, "tfds:NAME", "folder:PATH", "npz:PATH")
+
+
+def absolute(path: str) -> Path:
+    """A path as a user writes it, from here; ~ is a home directory where there is one."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def path_of(source: str) -> Path | None:
+    """The absolute path that a data.source names; None where it names none."""
+    kind, _, place = source.partition(":")
+    return absolute(place) if kind in ("folder", "npz") and place else None
 
 
 def unknown_source(source: str) -> str:

@@ -26,6 +26,10 @@ COMPLAINTS = [
     ("warmup.batch_size=", "warmup.batch_size=: must be a whole number, from 1 to 65536"),
     ("partition.alpha=nan", "partition.alpha=nan: must be a number, at least 1e-06"),
     ("partition.alpha=inf", "partition.alpha=inf: must be a number, at least 1e-06"),
+    ("partition.num_clients=1000000000000", "partition.num_clients=1000000000000: must be a whole number, from 1 to 1000000"),
+    ("data.labels=compat", "data.labels=compat: must be one of as_given, compact; did you mean compact?"),
+    ("data.background=red", "data.background=red: must be one of white, grey, black"),
+    ("data.bit_depth=7", "data.bit_depth=7: must be one of 0, 8, 9, 10, 11, 12, 13, 14, 15, 16"),
     ("partition.kind=idd", "partition.kind=idd: must be one of iid, dirichlet_unbalanced, dirichlet_balanced, shards, "
      "quantity_skew, table; did you mean iid?"),
     ("partition.kind=table", "partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv"),

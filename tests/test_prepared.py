@@ -55,6 +55,17 @@ def test_a_prepared_set_gives_its_images_labels_and_class_names_in_its_order(tmp
     assert data.class_names == tuple(NAMES)
 
 
+def test_a_class_without_training_images_is_refused_or_left_out(tmp_path: Path) -> None:
+    names = [*NAMES[:3], "digit never written", *NAMES[3:]]
+    splits = {"train": examples(TRAIN, TRAIN_LABELS + (TRAIN_LABELS > 2)), "test": examples(TEST, TEST_LABELS + (TEST_LABELS > 2))}
+    write_tfds(tmp_path, "some_digits", features(names=names), splits)
+    message = refusal("tfds:some_digits", tmp_path)
+    assert message.endswith("no training images of class 'digit never written': data.labels=compact leaves such classes out")
+    data = load("tfds:some_digits", 32, directory=str(tmp_path), labels="compact")
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == (TRAIN_LABELS.tolist(), TEST_LABELS.tolist())
+    assert data.class_names == tuple(NAMES)
+
+
 @pytest.mark.parametrize("name", [name for name, benchmark in BENCHMARKS.items() if benchmark.tfds])
 def test_a_copy_with_the_features_of_the_named_builder_is_read_by_short_name_and_by_tfds_name(tmp_path: Path, name: str) -> None:
     benchmark = BENCHMARKS[name]

@@ -15,14 +15,18 @@ BLOCK = 2**24  # bytes that one thread digests at a time
 
 
 def digests(dataset: Dataset, splits: Splits) -> dict[str, str]:
-    """SHA-256 of the training and test images and labels as they were read, and of which of them each client has for what."""
+    """`digests_of_images`, and SHA-256 of which of them each client has for what."""
     shares = [part for use in splits for part in (np.array([len(own) for own in use]), np.concatenate(use))]
+    return {**digests_of_images(dataset), "shares of clients": _digest(*shares)}
+
+
+def digests_of_images(dataset: Dataset) -> dict[str, str]:
+    """SHA-256 of the training and test images and labels as they were read."""
     return {
         "training images": _digest(dataset.train_images),
         "training labels": _digest(dataset.train_labels),
         "test images": _digest(dataset.test_images),
         "test labels": _digest(dataset.test_labels),
-        "shares of clients": _digest(*shares),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from mosaic_jax.config import ConfigError, PartitionConfig
 from mosaic_jax.config_io import one_line
+from mosaic_jax.sources import absolute
 
 WHOLE_TABLE, FIRST, LAST = 50, 10, 2  # clients of a table printed whole; of a longer one, clients printed at its two ends
 COLUMNS, LARGEST = 20, 5  # a table is at most so wide; of more classes than that, the largest at a client are named
@@ -105,4 +106,4 @@ def read_csv(path: Path, class_names: Sequence[str]) -> np.ndarray:
 
 def read_table(config: PartitionConfig, class_names: Sequence[str]) -> np.ndarray | None:
     """The label counts that `partition.table` prescribes; None for another kind of partition."""
-    return read_csv(Path(config.table).expanduser(), class_names) if config.kind == "table" else None
+    return read_csv(absolute(config.table), class_names) if config.kind == "table" else None

@@ -17,6 +17,7 @@ from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.run_directory import write_text
 from mosaic_jax.io.samples import answering_for, image_grid, save_grid
+from mosaic_jax.sources import absolute
 from mosaic_jax.types import Dataset, Partition
 
 SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
@@ -31,7 +32,7 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     where the partition cannot be made, and where the CSV file would be written over the table it is made of.
     """
     file = config.partition.table if config.partition.kind == "table" else ""
-    if out is not None and file and out.with_suffix(".csv").resolve() == Path(file).expanduser().resolve():
+    if out is not None and file and out.with_suffix(".csv").resolve() == absolute(file).resolve():
         raise ConfigError(f"--out {out}: would write over partition.table={file}; name another file")
     dataset = dataset_of(config.data, console)
     prescribed = read_table(config.partition, dataset.class_names)

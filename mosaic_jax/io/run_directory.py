@@ -17,10 +17,11 @@ import numpy as np
 
 from mosaic_jax import processes
 from mosaic_jax.config import PLACEMENT, Config, ConfigError
-from mosaic_jax.config_io import differences, load_json, save_json
+from mosaic_jax.config_io import differences, load_json, save_json, with_absolute_paths
 from mosaic_jax.data.named import with_own_settings
 from mosaic_jax.io.metrics import read
 from mosaic_jax.ops.lowering import chosen_lowering, stacked_form
+from mosaic_jax.sources import path_of
 
 SHARED_SECONDS = 30.0
 
@@ -34,9 +35,11 @@ def check(run_dir: Path, config: Config, option: str = "--run-dir") -> None:
         raise ConfigError(f"{option} {run_dir}: is a file; name a directory")
     if (run_dir / "config.json").exists():
         old, new = (  # What a data set brings with it may be written down or left to its name.
-            dataclasses.replace(each, data=with_own_settings(each.data)) for each in (load_json(run_dir / "config.json"), config)
+            with_absolute_paths(dataclasses.replace(each, data=with_own_settings(each.data)))
+            for each in (load_json(run_dir / "config.json"), config)
         )
-        differing = differences(old, new, leave_out=PLACEMENT)
+        moved = _movable(old, run_dir) & _movable(new, run_dir)
+        differing = differences(old, new, leave_out={*PLACEMENT, *moved})
         if differing:
             more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
@@ -45,6 +48,13 @@ def check(run_dir: Path, config: Config, option: str = "--run-dir") -> None:
             )
     elif run_dir.is_dir() and any(file.name != ".lock" for file in run_dir.iterdir()):
         raise ConfigError(f"{option} {run_dir}: is not empty and holds no run; name another directory")
+
+
+def _movable(config: Config, run_dir: Path) -> set[str]:
+    """Settings that name a place of something that a run knows by what it holds, wherever it is."""
+    sources = {"data.source"} if path_of(config.data.source) is not None and (run_dir / "data.json").exists() else set()
+    tables = {"partition.table"} if config.partition.kind == "table" and (run_dir / "partition.csv").exists() else set()
+    return sources | tables
 
 
 @contextlib.contextmanager
@@ -121,9 +131,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """config.json, as the run goes on."""
+    """config.json, as the run goes on, its paths absolute."""
     half = run_dir / "config.json.tmp"
-    save_json(config, half)
+    save_json(with_absolute_paths(config), half)
     half.replace(run_dir / "config.json")
 
 

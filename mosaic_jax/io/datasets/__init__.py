@@ -2,6 +2,7 @@
 
 import shlex
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from mosaic_jax.io.datasets.cache import Put, cached
 from mosaic_jax.io.datasets.digits import digits
 from mosaic_jax.io.datasets.found import Found, Images, Missing, one_line
 from mosaic_jax.io.datasets.pixels import VIEWER, Rendering, Traits, decode, notes
-from mosaic_jax.sources import BENCHMARKS, benchmark_of, unknown_source
+from mosaic_jax.sources import BENCHMARKS, absolute, benchmark_of, path_of, unknown_source
 from mosaic_jax.types import Dataset
 
 SHOWN_FROM = 5_000  # images; fewer are decoded before a progress bar is worth a look
@@ -99,8 +100,24 @@ def _with_training_images(dataset: Dataset, source: str, labels: str) -> Dataset
     )
 
 
+def places(source: str, directory: str) -> list[str]:
+    """The sources that a folder or an .npz file may be now: itself, then in a data.dir or that itself; empty for other sources."""
+    path = path_of(source)
+    if path is None:
+        return []
+    kind, root = source.partition(":")[0], absolute(directory)
+    return [f"{kind}:{place}" for place in ([path, root / path.name, root] if directory else [path])]
+
+
+def is_there(source: str) -> bool:
+    """Whether a folder or an .npz file is there."""
+    kind, _, place = source.partition(":")
+    return Path(place, "train").is_dir() if kind == "folder" else Path(place).is_file()
+
+
 def find(source: str, directory: str, labels: str, console: Console) -> Found:
     """Where the images of a source are; raises ConfigError where they are not."""
+    source = next(filter(is_there, places(source, directory)), source)
     kind, _, place = source.partition(":")
     if kind == "folder":
         return folder.find(place, console)

@@ -9,6 +9,7 @@ import numpy as np
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets.found import FORMATS, MOVED, Found, Images, in_order
+from mosaic_jax.sources import absolute
 
 _SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
@@ -18,7 +19,7 @@ def find(place: str, console: Console) -> Found:
 
     Raises ConfigError for a folder, class or split that is missing or empty, and for what would be read without end.
     """
-    root = Path(place).expanduser().absolute()
+    root = absolute(place)
     others: Counter[str] = Counter()
     train, test = _class_files(root / "train", others), _class_files(root / "test", others)
     if others:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.datasets.found import MOVED, Found, Images, in_order, one_line
+from mosaic_jax.sources import absolute
 
 # How the images and the labels of a split are called; the validation split is the test set where a file has no other.
 SCHEMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -22,7 +23,7 @@ def find(place: str, labels: str) -> Found:
 
     Opening it raises ConfigError naming the array that is missing or of another type or shape, or the labels that are none.
     """
-    path = Path(place).expanduser().absolute()
+    path = absolute(place)
     if not path.is_file():
         reason = "it is no file" if path.exists() else "No such file"
         raise ConfigError(f"data.source: {path} cannot be read as .npz ({reason}): write it with numpy.savez; {MOVED}")

@@ -10,7 +10,7 @@ from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets.found import Found, Images, one_line
 from mosaic_jax.io.datasets.official import OFFICIAL, TORCHVISION_FOLDERS, File, Layout
-from mosaic_jax.sources import BENCHMARKS
+from mosaic_jax.sources import BENCHMARKS, absolute
 
 MIB = 2**20
 SHOWN_FROM = 256 * MIB  # below that, checking is done in a second or two
@@ -18,7 +18,7 @@ SHOWN_FROM = 256 * MIB  # below that, checking is done in a second or two
 
 def data_directory(directory: str) -> Path:
     """data.dir, or where TFDS has its data if that is empty."""
-    return Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return absolute(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def places(name: str, directory: str) -> list[Path]:

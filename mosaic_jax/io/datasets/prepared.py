@@ -7,6 +7,7 @@ from typing import Any
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets.found import Encoded, Found, Images, Missing, one_line
+from mosaic_jax.sources import absolute
 
 RECORDS_AT_ONCE = 256
 
@@ -21,7 +22,7 @@ def find(name: str, directory: str, source: str, remedy: str) -> Found:
 
     # Looks at the data directories only; tfds.builder(name) would ask remote buckets about a data set it does not find.
     try:
-        data_dir = Path(directory).expanduser() if directory else None
+        data_dir = absolute(directory) if directory else None
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         place = directory or tfds.core.constants.DATA_DIR
