@@ -36,13 +36,16 @@ def npz(path: Path, labels: list[int], test_labels: list[int]) -> str:
     return f"npz:{path}"
 
 
-# Class 2 is held by nobody; of six images a client gets three, fewer than a batch of eight; class 3 belongs to one client.
-ODD_LABELS = [0, 0, 1, 1, 3, 0]
+# Class 2 is held by nobody; of the other images a client gets three, fewer than a batch of eight; class 3 belongs to one client.
+ODD_LABELS = [0, 0, 1, 1, 3, 0, 2]
+ODD_TABLE = "client,0,1,2,3\n0,1,2,0,0\n1,2,0,0,1\n"
 
 
 def odd_config(tmp_path: Path) -> Config:
     source = npz(tmp_path / "odd.npz", ODD_LABELS, [0, 1, 3])
-    return tiny(data={"source": source, "validation_fraction": 0.34}, partition={"num_clients": 2}, **SHORT)
+    (tmp_path / "odd.csv").write_text(ODD_TABLE)
+    partition = {"kind": "table", "table": str(tmp_path / "odd.csv"), "num_clients": 2}
+    return tiny(data={"source": source, "validation_fraction": 0.34}, partition=partition, **SHORT)
 
 
 def test_absent_classes_small_clients_and_clients_of_one_class_train_to_the_end(
