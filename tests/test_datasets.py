@@ -10,6 +10,7 @@ from copies import COLOURS, refusal, write_classes
 from PIL import Image
 
 from mosaic_jax.io.datasets import load
+from mosaic_jax.io.datasets.pixels import VIEWER, pixels
 
 
 def test_digits_are_real_images_with_a_fixed_stratified_fifth_for_testing():
@@ -95,6 +96,9 @@ def test_what_would_be_waited_for_or_read_without_end_is_refused(tmp_path, kind)
     os.mkfifo(place) if kind == "pipe" else place.symlink_to({"loop": tmp_path / "train" / "cat"}.get(kind, tmp_path / "gone"))
     message = refusal(source)
     assert str(place) in message and "remove it" in message
+    if kind == "pipe":  # wherever its path comes from
+        with pytest.raises(ConfigError, match=r"5\.png cannot be read \(ValueError: it is no file\)"):
+            pixels(place, 32, VIEWER)
 
 
 def test_folders_nested_deeper_than_pythons_calls_are_read(tmp_path):

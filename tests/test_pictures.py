@@ -62,7 +62,7 @@ def test_other_sizes_are_stretched_to_the_square(tmp_path):
 
 
 def write_images(root, **images):
-    """A folder of one class whose training images are these, by file name; what `load` gives of it, and the warnings said."""
+    """A folder of one class whose training images are these, by file name (`a_png` is a.png); the data.source."""
     source = write_classes(root, train=(), test=("x",))
     (root / "train" / "x").mkdir(parents=True)
     for name, (image, options) in images.items():
@@ -142,6 +142,13 @@ def test_a_picture_is_turned_as_its_exif_data_say(tmp_path, capsys, kind):
         files[f"{orientation}_{kind}"] = (Image.fromarray(np.ascontiguousarray(stored)), {"exif": exif, "quality": 95})
     images, said = read_images(write_images(tmp_path, **files), capsys)
     assert np.abs(images.astype(int) - upright).max() < 12 and said == ""
+
+
+def test_inks_become_the_colours_that_they_print(tmp_path, capsys):
+    inks = {"a_jpg": (0, 255, 255, 0), "b_tif": (255, 0, 255, 0), "c_jpg": (0, 0, 0, 128)}
+    source = write_images(tmp_path, **{name: (Image.new("CMYK", (32, 32), ink), {}) for name, ink in inks.items()})
+    wanted = np.array([[255, 0, 0], [0, 255, 0], [127, 127, 127]])
+    assert np.abs(read_images(source, capsys)[0][:, 8, 8] - wanted).max() < 5
 
 
 def test_damaged_exif_data_hide_no_picture(tmp_path, capsys):

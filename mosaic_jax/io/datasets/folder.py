@@ -73,9 +73,10 @@ def _image_files(folder: Path, others: Counter[str]) -> list[Path]:
             if entry.name.startswith("."):
                 continue
             if suffix in _SUFFIXES:
-                if not entry.is_file():  # a pipe would be waited for without end
-                    raise ConfigError(f"data.source: image {here / entry.name} cannot be read (no file): replace or remove it")
-                files.append(here / entry.name)
+                file = here / entry.name
+                if not entry.is_file():
+                    raise ConfigError(f"data.source: image {file} cannot be read (it is no file): replace or remove it")
+                files.append(file)
             elif entry.is_dir():
                 inner.append(here / entry.name)
             else:

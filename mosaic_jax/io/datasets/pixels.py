@@ -84,6 +84,8 @@ def pixels(stored: Path | Encoded | np.ndarray, size: int, rendering: Rendering)
         return square(Image.fromarray(stored), size), Traits()
     name = stored.name if isinstance(stored, Encoded) else stored
     try:
+        if isinstance(stored, Path) and not stored.is_file():  # a pipe would be waited for without end
+            raise ValueError("it is no file")
         with Image.open(io.BytesIO(stored.content) if isinstance(stored, Encoded) else stored, formats=_formats()) as image:
             shown, traits = show(image, rendering)
             return square(shown, size), traits
