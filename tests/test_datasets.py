@@ -9,6 +9,7 @@ import pytest
 from copies import COLOURS, refusal, write_classes
 from PIL import Image
 
+from mosaic_jax.config import ConfigError
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.datasets.pixels import VIEWER, pixels
 
