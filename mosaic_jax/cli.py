@@ -14,6 +14,7 @@ from mosaic_jax import __version__
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import describe, one_line, resolve, resolve_seeds
 from mosaic_jax.parser import (
+    AS_A_RULE,
     REMEDIES,
     Parser,
     add_comparison,
@@ -251,7 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except OSError as error:
-        if error.filename is None or error.errno not in REMEDIES:
+        if error.errno is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; {REMEDIES[error.errno]}", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {place}{error.strerror}; {REMEDIES.get(error.errno, AS_A_RULE)}", file=sys.stderr)
         return 2

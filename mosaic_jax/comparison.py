@@ -10,10 +10,13 @@ from mosaic_jax.config import Config, DataConfig
 from mosaic_jax.config_io import with_absolute_paths, with_values
 from mosaic_jax.devices import create_cpu_devices, num_cpu_devices
 from mosaic_jax.io import comparison_directory, run_directory
-from mosaic_jax.io.comparison_directory import finished, run_dir
+from mosaic_jax.io.comparison_directory import run_dir
+from mosaic_jax.io.comparison_table import as_text
 from mosaic_jax.io.console import Console, duration
 from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import read_table
+from mosaic_jax.io.results_file import finished
+from mosaic_jax.io.whole_files import saying_what_is_not_written
 from mosaic_jax.planning.limit import check, fit
 from mosaic_jax.rows import Row, stage_keys
 from mosaic_jax.stages.problem import build_problem
@@ -63,9 +66,12 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
             if caught is not None and left:
                 console.message(f"stopped, {len(left)} of {len(runs)} runs not finished; the same command goes on in {out}")
                 return runner.Interrupted(caught).exit_status
-    comparison_directory.write_records(out, rows)
-    console.message(comparison_directory.write(out, comparison_directory.summarize(out, rows, failed)))
-    console.message(f"report: {out / 'report.html'}")
+    summary = comparison_directory.summarize(out, rows, failed)
+    console.message(as_text(summary))
+    with saying_what_is_not_written(console.warning):
+        comparison_directory.write_records(out, rows)
+        comparison_directory.write(out, summary)
+        console.message(f"report: {out / 'report.html'}")
     return status
 
 

@@ -17,8 +17,9 @@ REMEDIES = {
     errno.EROFS: "work on a copy elsewhere",
     errno.ENOSPC: "make room and give the same command again",
     errno.EDQUOT: "make room and give the same command again",
+    errno.EIO: "look at the disk and give the same command again",
 }
-
+AS_A_RULE = "mend that or name another place, and give the same command again"
 
 MOST_IN_A_ROW = 1000
 

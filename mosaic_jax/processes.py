@@ -127,6 +127,9 @@ def give_up(error: BaseException) -> None:
         reason = " ".join(str(error).split())[:200]
         text = f"error: process {index()} failed, or lost another that did ({reason}); start all again to resume the run"
         print(text, file=sys.stderr, flush=True)
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"error: process {index()}: {error.filename}: {error.strerror}; mend that and start all again to resume the run"
+        print(text, file=sys.stderr, flush=True)
     else:
         traceback.print_exception(error)
     _exit(1)

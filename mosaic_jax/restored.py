@@ -12,7 +12,9 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import check_data
 from mosaic_jax.io.label_counts import as_csv
 from mosaic_jax.io.moved_data import located
+from mosaic_jax.io.results_file import readable_results, write_results
 from mosaic_jax.io.samples import answering_for, image_grid, save_grid
+from mosaic_jax.io.whole_files import saying_what_is_not_written
 from mosaic_jax.methods import stages_of
 from mosaic_jax.results import generated, results_of
 from mosaic_jax.runner import checkpoints_of, is_shortage, naming_what_needs_memory, prepare
@@ -23,12 +25,18 @@ from mosaic_jax.stages.problem import Outputs, Problem
 def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> dict[str, Any]:
     """Evaluate every model of a run again, from its checkpoints alone, and rewrite results.json.
 
-    data_dir: where its data are now, None for where they were.
+    data_dir: where its data are now, None for where they were. Results of more stages than the checkpoints have are kept.
     """
     problem, outputs = restore(run_dir, console, data_dir)
     with naming_what_needs_memory(problem, "evaluation"):
         results = results_of(problem, outputs, run_dir, list(outputs))
-    run_directory.write_results(run_dir, results)
+    before = readable_results(run_dir, console.warning) or {}
+    lost = [stage for stage in before.get("stages_done", ()) if stage not in outputs]
+    if lost:
+        console.warning(f"{run_directory.missing(run_dir, lost[0])}; results.json keeps what the run reached")
+        return results
+    with saying_what_is_not_written(console.warning):
+        write_results(run_dir, results)
     return results
 
 

@@ -1,5 +1,6 @@
 """The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
 
+import errno
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.io import computation, native_library, run_directory, stacked_choice
-from mosaic_jax.io.checkpoints import StageCheckpoints
+from mosaic_jax.io.checkpoints import StageCheckpoints, check_place
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
 from mosaic_jax.io.datasets import dataset_of
@@ -28,10 +29,13 @@ from mosaic_jax.io.moved_data import located
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
+from mosaic_jax.io.results_file import finished, write_results
 from mosaic_jax.io.reuse import take
 from mosaic_jax.io.stage_clock import StageClock
+from mosaic_jax.io.whole_files import write_json, write_text
 from mosaic_jax.mapping import bring_here, one_device, place
 from mosaic_jax.methods import stages_of
+from mosaic_jax.parser import REMEDIES
 from mosaic_jax.planning.limit import check, choice, fit, remedies
 from mosaic_jax.planning.memory import common_capacity
 from mosaic_jax.programs import compiled
@@ -138,32 +142,46 @@ def train(
     for an estimate above memory.limit_gib.
     """
     processes.check_same(f"{config_hash(config)} {run_dir.name} {stop_after}")
-    with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
-        results = run_directory.read_results(run_dir)
-        if processes.of_the_first(np.bool_(results is not None and run_directory.is_finished(results))):
-            console.message(f"{run_dir} is finished already; its results:")
+    first = processes.is_first()
+    results = None
+    with processes.together():
+        if first:
+            run_directory.check(run_dir, config)
+            results = finished(run_dir, console.warning)
+    # The directory is not claimed for this: it may be one that cannot be written.
+    if processes.of_the_first(np.bool_(results is not None)):
+        console.message(f"{run_dir} is finished already; its results:")
+        if results is not None:
             console.result_table(results)
-            return 0
-        first = processes.is_first()
+        return 0
+    with run_directory.claim(run_dir, config), catch_signals() if signals is None else nullcontext(signals) as signals:
         there = common_capacity()
         with processes.together():
             config = located(config, run_dir, console)
             problem, found = prepare(config, console, there)
+            names = [stage.name for stage in stages_of(problem)]
+            if stop_after is not None and stop_after not in names:
+                has = f"method {config.method} has no such stage; its stages are {', '.join(names)}"
+                raise ConfigError(f"--stop-after {stop_after}: {has}")
         processes.check_same_data(" ".join(found.values()))
         kernels = stacked_choice.settle(config, run_dir, console.message)
         with processes.together():
+            if processes.of_the_first(np.bool_(not run_directory.has_begun(run_dir))):
+                _try_place(run_dir)
             traces = Profile(profile, console.warning) if profile and first else None
             if first:
                 clients = as_csv(problem.partition_counts, problem.dataset.class_names)
-                check_data(run_dir, config.data.source, found)
-                run_directory.check_partition(run_dir, clients)
-                run_directory.write_config(run_dir, config)
-                run_directory.write_text(run_dir / "partition.csv", clients)
+                if run_directory.has_begun(run_dir):
+                    check_data(run_dir, config.data.source, found)
+                    run_directory.check_partition(run_dir, clients)
+                write_text(run_dir / "partition.csv", clients)
                 write_data(run_dir, found)
                 if kernels:
-                    run_directory.write_json(run_dir / stacked_choice.RECORD, kernels)
+                    write_json(run_dir / stacked_choice.RECORD, kernels)
                 computation.record(run_dir, console.warning)
             log = MetricsLog(run_dir, tensorboard) if first else NoMetrics()
+            if first:
+                run_directory.write_config(run_dir, config)  # last: with it the run has begun
         run = _Run(problem, run_dir, log, console, signals, traces, reuse)
         try:
             outputs, done = _run_stages(run, stop_after)
@@ -183,11 +201,21 @@ def train(
             log.close()
         with processes.together():
             if first:
-                run_directory.write_results(run_dir, results)
-                report = write_report(run_dir)
                 console.result_table(results)
+                report = write_report(run_dir, results)
+                write_results(run_dir, results)  # last: with it the run is finished
                 console.message(f"report: {report}")
         return 0
+
+
+def _try_place(run_dir: Path) -> None:
+    """Raises ConfigError where a run directory is none from which a checkpoint comes back, before hours are spent on one."""
+    try:
+        check_place(run_dir / "trial.tmp")
+    except OSError as error:
+        if error.errno in REMEDIES and error.errno != errno.EIO:
+            raise
+        raise ConfigError(f"--run-dir {run_dir}: cannot hold checkpoints ({error.strerror}); name another directory") from error
 
 
 def prepare(config: Config, console: Console, there: int | None = None) -> tuple[Problem, dict[str, str]]:
@@ -228,12 +256,7 @@ def checkpoints_of(problem: Problem, run_dir: Path, stage: Stage) -> StageCheckp
 def _run_stages(run: _Run, stop_after: str | None) -> tuple[Outputs, list[str]]:
     outputs: Outputs = {}
     done: list[str] = []
-    stages = stages_of(run.problem)
-    names = [stage.name for stage in stages]
-    if stop_after is not None and stop_after not in names:
-        method = run.problem.config.method
-        raise ConfigError(f"--stop-after {stop_after}: method {method} has no such stage; its stages are {', '.join(names)}")
-    for stage in stages:
+    for stage in stages_of(run.problem):
         other = take(run.directory, run.reuse.get(stage.name, ()), stage.name, stage.num_steps, run.log)
         if other is not None:
             run.console.message(f"{stage.name}: taken from {other}")
@@ -263,6 +286,7 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         if restored is None or step < stage.num_steps:
             run.log.truncate([stage.name], stage.name, step if restored else -1)
             state = _advance(run, stage, checkpoints, clock, inputs, state, step, fresh=restored is None)
+            checkpoints.check(stage.num_steps, state)
         output = bring_here(stage.output(state, inputs))
         # Every process has done the server's work for itself, not always to the same last bit.
         return output if stage.sharding is not None else place(processes.of_the_first(output), one_device())

@@ -7,6 +7,7 @@ from mosaic_jax import processes, runner
 from mosaic_jax.config import Config
 from mosaic_jax.io import seeds_directory
 from mosaic_jax.io.console import Console
+from mosaic_jax.io.whole_files import saying_what_is_not_written
 
 
 def train_seeds(
@@ -44,6 +45,8 @@ def train_seeds(
                 console.message(f"stopped; not finished are seeds {seeds}, with which the same command goes on in {run_dir}")
                 return status
         if processes.is_first():
-            console.seeds_table(seeds_directory.write_summary(run_dir, [config.seed for config in configs]))
-            console.message(f"report: {seeds_directory.write_index(run_dir)}")
+            summary = seeds_directory.summarize_seeds(run_dir, [config.seed for config in configs])
+            console.seeds_table(summary)
+            with saying_what_is_not_written(console.warning):
+                console.message(f"report: {seeds_directory.write(run_dir, summary)}")
     return 0

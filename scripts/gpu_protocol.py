@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io import result_file
+from mosaic_jax.io import run_record
 from mosaic_jax.rows import rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,9 +136,9 @@ class Protocol:
         """The result files of all rows of a seed."""
         rows = rows_of([self.config], [], None, values, str(seed), True)
         return [
-            Path(result_file.dataset_name(row.configs[0].data.source))
-            / result_file.file_name({
-                "protocol": row.protocol, "row": result_file.row_name(row.configs[0], row.control),
+            Path(run_record.dataset_name(row.configs[0].data.source))
+            / run_record.file_name({
+                "protocol": row.protocol, "row": run_record.row_name(row.configs[0], row.control),
                 "alpha": row.configs[0].partition.alpha, "seed": seed,
             })
             for row in rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic_jax.io import result_file
+from mosaic_jax.io import run_record
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -94,7 +94,7 @@ def test_the_whole_of_it_runs_at_a_size_for_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr + (out / "log.txt").read_text()[-2000:]
     assert "compare alpha 0.1 seed 0: about" in done.stdout
     files = [out / "results" / "digits" / f"digits-{row}-alpha0.1-seed0.json" for row in ROWS]
-    assert all(result_file.read(file)["row"] == row for file, row in zip(files, ROWS, strict=True))
+    assert all(run_record.read(file)["row"] == row for file, row in zip(files, ROWS, strict=True))
     assert json.loads((out / "results" / "benchmark" / "client-round-cnn-100.json").read_text())["rows"]
     assert (out / "results" / "profile" / "distill.csv").read_text().startswith("kernel,calls,seconds,share")
     with tarfile.open(out / "results.tar.gz") as packed:

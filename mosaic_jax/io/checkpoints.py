@@ -1,9 +1,12 @@
 """Orbax checkpoints of one stage: saved in the background, fingerprinted, damaged ones skipped. Orbax is imported only here."""
 
 import contextlib
-import hashlib
+import errno
 import logging
+import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,61 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils.epath.gpath import PosixGPath
 from jax.sharding import PartitionSpec
 
 from mosaic_jax import processes
 from mosaic_jax.config import ConfigError
+from mosaic_jax.config_io import one_line
+from mosaic_jax.io.fingerprints import fingerprint_of, not_finite
 from mosaic_jax.mapping import REPLICATED, client_axis
 from mosaic_jax.types import PyTree
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save there.
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save there, and what it raises as well.
+
+
+class _OrbaxPath(PosixGPath):
+    """A path as Orbax takes it, whose own characters are no pattern: Orbax looks for what it has written with `glob`."""
+
+    def glob(self, pattern: str) -> Iterator["_OrbaxPath"]:
+        """What below this path matches the pattern."""
+        return (type(self)(found) for found in Path(self).glob(pattern))
+
+
+def _ignore_late_reads(unraisable: Any, others: Callable[[Any], Any] = sys.unraisablehook) -> None:
+    """Of an array that cannot be read tensorstore complains a second time, once nobody waits for it any more."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        others(unraisable)
+
+
+sys.unraisablehook = _ignore_late_reads
+
+# A checkpoint that cannot be read for one of these is not damaged.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+
+
+def _number(error: Exception) -> int | None:
+    """The number by which the operating system calls what went wrong, where it is its error."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return error.errno if isinstance(error, OSError) else int(code[1]) if code else None
+
+
+def _reason(error: Exception) -> str:
+    """An exception of Orbax or tensorstore in a few words."""
+    return one_line(error)[:120] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """Whatever Orbax and tensorstore raise where a checkpoint cannot be written is an OSError that names the directory."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # a dozen unrelated types
+        number = _number(error)
+        reason = os.strerror(number) if number else f"the checkpoint was not saved: {_reason(error)}"
+        raise OSError(number or errno.EIO, reason, str(directory)) from error
 
 
 def _flatten(state: PyTree) -> dict[str, Any]:
@@ -39,51 +89,6 @@ def _own_copy(leaf: Any) -> Any:
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
 
-def _parts(array: Any) -> list[tuple[tuple[slice, ...], np.ndarray]]:
-    """What this process holds of an array, and which part that is."""
-    if isinstance(array, np.ndarray):
-        return [((slice(None),) * array.ndim, array)]
-    return [(shard.index, np.asarray(shard.data)) for shard in array.addressable_shards]
-
-
-def _not_finite(arrays: dict[str, Any]) -> str | None:
-    """The first leaf that is not finite, here or in another process."""
-    names = list(arrays)
-    bad = (
-        place for place, array in enumerate(arrays.values()) for _, part in _parts(array)
-        if np.issubdtype(part.dtype, np.inexact) and not np.isfinite(part).all()
-    )  # fmt: skip
-    first = next(bad, len(names))
-    if any(isinstance(array, jax.Array) for array in arrays.values()):
-        first = int(processes.gather(np.int32(first)).min())
-    return names[first] if first < len(names) else None
-
-
-def _fingerprint(arrays: dict[str, Any], axes: dict[str, int]) -> str:
-    """SHA-256 over one digest of all that is no client's and one of each client, so that processes can share the work.
-
-    axes: of each leaf the axis of its clients, or -1. The same whichever devices and processes hold the arrays: clients of groups
-    of different sizes, some of which divide among the devices, have digests of their own.
-    """
-    groups = sorted({array.shape[axes[name]] for name, array in arrays.items() if axes[name] >= 0})
-    firsts = dict(zip(groups, 1 + np.cumsum([0, *groups]), strict=False))
-    digests = [hashlib.sha256() for _ in range(1 + sum(groups))]
-    seen = np.zeros(len(digests), bool)
-    for name in sorted(arrays):
-        axis = axes[name]
-        for where, part in _parts(arrays[name]):
-            first = 0 if axis < 0 else int(firsts[arrays[name].shape[axis]]) + (where[axis].start or 0)
-            for row, own in enumerate([part] if axis < 0 else np.moveaxis(part, axis, 0), first):
-                digests[row].update(name.encode())
-                digests[row].update(np.ascontiguousarray(own).tobytes())
-                seen[row] = True
-    rows = np.frombuffer(b"".join(digest.digest() for digest in digests), np.uint8).reshape(-1, 32) * seen[:, None]
-    if any(isinstance(array, jax.Array) for array in arrays.values()):
-        every = processes.gather(rows)
-        rows = np.concatenate([every[0, :1], every[:, 1:].max(axis=0)])  # what is no client's is as process 0 writes it
-    return hashlib.sha256(rows.tobytes()).hexdigest()
-
-
 class StageCheckpoints:
     """The checkpoints of one stage in `directory`, the last `keep` of them; steps are the stage's own.
 
@@ -98,7 +103,8 @@ class StageCheckpoints:
         self._sharding = REPLICATED if sharding is None else sharding
         self._directory = directory.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with _writing(self._directory):
+            self._manager = ocp.CheckpointManager(_OrbaxPath(self._directory), options=options)
 
     def _axes(self, state: PyTree) -> dict[str, int]:
         """Of each leaf the axis of its clients, -1 where there is none."""
@@ -112,12 +118,13 @@ class StageCheckpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Copy the state to the host and write it in the background; raises FloatingPointError for one that is not finite."""
         arrays = {name: _own_copy(leaf) for name, leaf in _flatten(state).items() if leaf.size}
-        if (bad := _not_finite(arrays)) is not None:
+        if (bad := not_finite(arrays)) is not None:
             raise FloatingPointError(f"{bad} is not finite")
-        fingerprint = _fingerprint(arrays, self._axes(state))
+        fingerprint = fingerprint_of(arrays, self._axes(state))
         record = {"stage": self._stage, "step": step, "config_hash": self._config_hash, "fingerprint": fingerprint}
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-        self._manager.save(step, args=items, force=True)
+        with _writing(self._directory):
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, like: PyTree, warn: Callable[[str], None], *, read_only: bool = False) -> tuple[int, PyTree] | None:
         """The newest sound checkpoint as (step, state), or None; damaged ones are reported through `warn` and, unless
@@ -135,7 +142,11 @@ class StageCheckpoints:
                 state = self._read(step, like)
             # Orbax, tensorstore and JSON raise a dozen unrelated types on damaged files; each of them is reported.
             except Exception as error:
-                reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+                if isinstance(error, MemoryError):
+                    raise
+                if (number := _number(error)) in REFUSED:
+                    raise OSError(number, os.strerror(number), str(self._directory / str(step))) from error
+                reason = _reason(error)
             reason = next(filter(None, processes.gather_texts(reason)), "")
             if not reason:
                 return step, state
@@ -154,7 +165,32 @@ class StageCheckpoints:
         processes.gather(np.int32(step))  # until it is done
         self._manager.reload()
 
+    def check(self, step: int, state: PyTree) -> None:
+        """Return once a step that was saved has been read back; raises OSError where it is not what was saved.
+
+        state: one of the same shapes. All processes call it.
+        """
+        self.wait()
+        reason = ""
+        try:
+            self._read_arrays(step, state)
+        except Exception as error:  # as in `restore`
+            reason = _reason(error)
+        reason = next(filter(None, processes.gather_texts(reason)), "")
+        if reason:
+            raise OSError(errno.EIO, f"checkpoint {self._stage}/{step} does not come back ({reason})", str(self._directory))
+
     def _read(self, step: int, like: PyTree) -> PyTree:
+        arrays = self._read_arrays(step, like)
+        # Orbax stores no empty array; they come back from their shape.
+        leaves = [
+            jax.numpy.asarray(arrays[name]) if shape.size else jax.numpy.zeros(shape.shape, shape.dtype)
+            for name, shape in _flatten(like).items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def _read_arrays(self, step: int, like: PyTree) -> dict[str, np.ndarray]:
+        """The leaves of a step that are not empty; raises whatever a damaged one leads to."""
         shapes = _flatten(like)
         wanted = ocp.args.Composite(
             state=ocp.args.StandardRestore({name: np.empty(s.shape, s.dtype) for name, s in shapes.items() if s.size}),
@@ -163,11 +199,9 @@ class StageCheckpoints:
         with self._reader() as reader:
             items = reader.restore(step, args=wanted)
         arrays = {name: np.asarray(leaf) for name, leaf in items.state.items()}
-        if _fingerprint(arrays, self._axes(like)) != items.record["fingerprint"]:
+        if fingerprint_of(arrays, self._axes(like)) != items.record["fingerprint"]:
             raise ValueError("its contents do not match their fingerprint")
-        # Orbax stores no empty array; they come back from their shape.
-        leaves = [jax.numpy.asarray(arrays[name]) if s.size else jax.numpy.zeros(s.shape, s.dtype) for name, s in shapes.items()]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return arrays
 
     @contextlib.contextmanager
     def _reader(self) -> Iterator[ocp.CheckpointManager]:
@@ -178,14 +212,28 @@ class StageCheckpoints:
         own = processes.index()
         alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=str(own))
         options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
-        with ocp.CheckpointManager(self._directory, options=options) as manager:
+        with ocp.CheckpointManager(_OrbaxPath(self._directory), options=options) as manager:
             yield manager
 
     def wait(self) -> None:
         """Return once everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        with _writing(self._directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait and release Orbax's threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with _writing(self._directory):
+                self._manager.close()
+
+
+def check_place(directory: Path) -> None:
+    """Raises OSError where a checkpoint that is saved in a directory, made and taken away here, does not come back from it."""
+    state = {"trial": np.zeros(1)}
+    with contextlib.closing(StageCheckpoints(directory, "trial", "", keep=1)) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.check(1, state)
+    if processes.is_first():
+        shutil.rmtree(directory)

@@ -1,7 +1,6 @@
 """The directory of a comparison: OUT/<row>/seed<N>, and comparison.json, .csv, .txt, .png and report.html over them."""
 
 import base64
-import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io import metrics, result_file, run_directory, seeds_directory
+from mosaic_jax.io import metrics, run_record, seeds_directory
 from mosaic_jax.io.accuracy_plot import SCALE, accuracy_plot
 from mosaic_jax.io.comparison_table import as_csv, as_text, cells, heading
 from mosaic_jax.io.data_digests import read_data
 from mosaic_jax.io.page import page, table
+from mosaic_jax.io.results_file import finished
 from mosaic_jax.io.samples import save_grid
+from mosaic_jax.io.whole_files import read_json, write_json, write_text
 from mosaic_jax.rows import Row
 
 OURS = re.compile(r"results|comparison\.(tmp|(txt|csv|json|png)(\.tmp)?)|report\.html(\.tmp)?")
@@ -36,12 +37,6 @@ def check(out: Path, rows: Sequence[Row]) -> None:
                 raise ConfigError(f"--out {out}: holds {path.name}, which is no comparison's; name another directory")
     for row in rows:
         seeds_directory.check(out / row.label, row.configs, "--out")
-
-
-def finished(directory: Path) -> dict[str, Any] | None:
-    """The results of a run that is finished, else None."""
-    results = run_directory.read_results(directory)
-    return results if results is not None and run_directory.is_finished(results) else None
 
 
 def summarize(out: Path, rows: Sequence[Row], failed: Mapping[tuple[str, int], str]) -> dict[str, Any]:
@@ -90,38 +85,42 @@ def rounds(directory: Path) -> int:
 
 
 def write_records(out: Path, rows: Sequence[Row]) -> None:
-    """Writes OUT/results/DATASET/*.json, a small file for each finished run that has none yet; see `result_file`."""
+    """Writes OUT/results/DATASET/*.json, a small file for each finished run that has none yet; see `run_record`."""
     for row in rows:
         for config in row.configs:
             directory = run_dir(out, row.label, config.seed)
             results = finished(directory)
             if results is None or "commit" not in results:  # of a version that did not write it
                 continue
-            record = result_file.record(config, row.protocol, row.control, results, read_data(directory))
-            if not (out / "results" / record["dataset"] / result_file.file_name(record)).exists():
-                result_file.write(out / "results", record)
+            record = run_record.record(config, row.protocol, row.control, results, read_data(directory) or {})
+            if not (out / "results" / record["dataset"] / run_record.file_name(record)).exists():
+                run_record.write(out / "results", record)
 
 
-def write(out: Path, summary: Mapping[str, Any]) -> str:
-    """Writes every file of the comparison, each whole or not at all, and returns what comparison.txt holds."""
-    text = as_text(summary)
-    run_directory.write_json(out / "comparison.json", dict(summary))
-    run_directory.write_text(out / "comparison.csv", as_csv(summary))
-    run_directory.write_text(out / "comparison.txt", text)
+def write(out: Path, summary: Mapping[str, Any]) -> None:
+    """Writes every file of the comparison, each whole or not at all."""
+    write_json(out / "comparison.json", summary)
+    write_text(out / "comparison.csv", as_csv(summary))
+    write_text(out / "comparison.txt", as_text(summary))
     tested = {row["row"]: {model: each["test"] for model, each in row["models"].items()} for row in summary["rows"]}
     final = {row["row"]: row["final"] for row in summary["rows"]}
     if any(tested.values()):
         save_grid(out / "comparison.png", accuracy_plot(tested, final, heading(summary)))
     write_index(out)
-    return text
+
+
+def read_summary(out: Path) -> dict[str, Any]:
+    """comparison.json; raises ConfigError where it is damaged, or gone."""
+    path, remedy = out / "comparison.json", "`mosaic-jax compare` writes it again"
+    summary = read_json(path, remedy)
+    if summary is None:
+        raise ConfigError(f"{path}: cannot be read: it is not there; {remedy}")
+    return summary
 
 
 def write_index(out: Path) -> Path:
     """Writes OUT/report.html out of comparison.json and comparison.png, the runs' own reports as they are; returns its path."""
-    try:
-        summary = json.loads((out / "comparison.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{out / 'comparison.json'}: cannot be read; `mosaic-jax compare` writes it again") from error
+    summary = read_summary(out)
     name = out.resolve().name
     picture = out / "comparison.png"
     sections = [
@@ -129,7 +128,7 @@ def write_index(out: Path) -> Path:
         _figure(picture) if picture.exists() else "", f"<h2>Runs</h2>{table_of_runs(out, summary)}",
     ]  # fmt: skip
     path = out / "report.html"
-    run_directory.write_text(path, page(f"Comparison {name}", sections))
+    write_text(path, page(f"Comparison {name}", sections))
     return path
 
 

@@ -1,14 +1,14 @@
 """What a run is computed with: computation.json in its directory, a record for its start and one for every change since."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from mosaic_jax import jax_settings, ops
+from mosaic_jax.config import ConfigError
 from mosaic_jax.io import native_library
-from mosaic_jax.io.run_directory import write_json
+from mosaic_jax.io.whole_files import read_json, write_json
 from mosaic_jax.ops.lowering import stacked_form
 
 NAME = "computation.json"
@@ -34,13 +34,12 @@ def record(run_dir: Path, warning: Callable[[str], None]) -> None:
     if before:
         changes = [f"{name}={now.get(name)}, not {before[-1].get(name)}" for name in now if now[name] != before[-1].get(name)]
         warning(f"{run_dir} goes on with {'; '.join(changes)}: it ends as it would have ended unbroken to rounding only")
-    write_json(run_dir / NAME, [*before, now])
+    write_json(run_dir / NAME, {"records": [*before, now]})
 
 
 def read(run_dir: Path) -> list[dict[str, str]]:
     """The records of a run, oldest first; none where an older version began it or the file is damaged."""
     try:
-        found = json.loads((run_dir / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return (read_json(run_dir / NAME, "") or {}).get("records", [])
+    except ConfigError:
         return []
-    return found if isinstance(found, list) and all(isinstance(each, dict) for each in found) else []

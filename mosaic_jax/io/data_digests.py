@@ -1,14 +1,13 @@
 """What data a run began with: data.json in its directory, digests of all images and labels and of every client's shares of them."""
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io.run_directory import write_json
+from mosaic_jax.io.whole_files import read_json, write_json
 from mosaic_jax.types import Dataset, Splits
 
 BLOCK = 2**24  # bytes that one thread digests at a time
@@ -48,9 +47,9 @@ def check_data(run_dir: Path, source: str, found: dict[str, str]) -> None:
     A run of a version that wrote no data.json passes.
     """
     path = run_dir / "data.json"
-    if not path.exists():
-        return
     began_with = read_data(run_dir)
+    if began_with is None:
+        return
     other = [name for name in found if began_with.get(name, found[name]) != found[name]]
     if other:
         raise ConfigError(
@@ -59,12 +58,12 @@ def check_data(run_dir: Path, source: str, found: dict[str, str]) -> None:
         )
 
 
-def read_data(run_dir: Path) -> dict[str, str]:
-    """The digests in data.json; raises ConfigError for a damaged file."""
+def read_data(run_dir: Path) -> dict[str, str] | None:
+    """The digests in data.json, None where there is none; raises ConfigError for a damaged file."""
     path = run_dir / "data.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return read_json(path, "")
+    except ConfigError as error:
         raise ConfigError(f"--run-dir {run_dir}: {path} is damaged; restore it, or delete it if the data are the same") from error
 
 

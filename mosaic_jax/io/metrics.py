@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.io.whole_files import naming, write_text
 
 FILE = "metrics.jsonl"
 
@@ -38,8 +38,9 @@ class MetricsLog:
             lines.append(json.dumps(record) + "\n")
             if self._events is not None:
                 self._events.add_scalar(f"{stage}/{name}", number, int(step))
-        self._file.write("".join(lines))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write("".join(lines))
+            self._file.flush()
 
     def truncate(self, stage_order: Sequence[str], stage: str, step: int) -> None:
         """Drops what a resumed run will write again: later stages, `stage` beyond `step`, and a last line cut short by a kill."""
@@ -57,18 +58,14 @@ class MetricsLog:
 
     def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Makes the file hold exactly `records`, at once, and opens it for more."""
-        fresh = self._path.with_suffix(".tmp")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self._path)
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("a", encoding="utf-8")
         self._opened = time.monotonic() - (records[-1].get("seconds") or 0.0 if records else 0.0)
 
     def close(self) -> None:
         """Closes the file and the event file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

@@ -15,8 +15,8 @@ from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.heat_map import heat_map
 from mosaic_jax.io.label_counts import as_csv, read_table, summary, table
 from mosaic_jax.io.redraws import shown_redraws
-from mosaic_jax.io.run_directory import write_text
 from mosaic_jax.io.samples import answering_for, image_grid, save_grid
+from mosaic_jax.io.whole_files import write_text
 from mosaic_jax.sources import absolute
 from mosaic_jax.types import Dataset, Partition
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io.run_directory import write_text
+from mosaic_jax.io.whole_files import write_text
 
 SHOWN_KERNELS = 40
 

@@ -1,19 +1,20 @@
 """RUN_DIR/report.html: one page about a run, made from the files of its directory, loading nothing from elsewhere."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import flatten, load_json, one_line
+from mosaic_jax.config import Config
+from mosaic_jax.config_io import flatten, load_json
 from mosaic_jax.data.partition import describe
 from mosaic_jax.io import metrics
 from mosaic_jax.io.charts import Series, heat_map, line_chart
 from mosaic_jax.io.console import COST_COLUMNS, cost_rows, percent, present_models
 from mosaic_jax.io.page import fold, page, table
+from mosaic_jax.io.results_file import read_results
+from mosaic_jax.io.whole_files import write_text
 from mosaic_jax.settings import settings, show
 
 HISTOGRAM = "teacher_histogram/"
@@ -22,14 +23,16 @@ COSTS = ("elapsed_seconds", "compile_seconds", "bytes_up", "bytes_down")
 ACCURACIES = ("validation", "best_validation", "accuracy", "test")
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, results: Mapping[str, Any] | None = None) -> Path:
     """Writes RUN_DIR/report.html and returns its path; a run that is not finished gives a page that says what is missing.
+
+    results: what results.json will hold, None for what it holds now.
 
     Reads config.json, metrics.jsonl, results.json and samples/*.png there; raises ConfigError if config.json or results.json
     cannot be read.
     """
     config = load_json(run_dir / "config.json")
-    results = read_results(run_dir / "results.json")
+    results = (read_results(run_dir) or {}) if results is None else results
     records = metrics.read(run_dir)
     pictures = sorted((run_dir / "samples").glob("*.png"))
     sections = [
@@ -37,20 +40,8 @@ def write_report(run_dir: Path) -> Path:
         partition_and_histogram(results, records), samples(pictures), confusion(results), costs(results), configuration(config),
     ]
     path = run_dir / "report.html"
-    half = path.with_suffix(".tmp")
-    half.write_text(page(f"Mosaic run {run_dir.resolve().name}", sections), encoding="utf-8")
-    half.replace(path)
+    write_text(path, page(f"Mosaic run {run_dir.resolve().name}", sections))
     return path
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """results.json, empty while there is none; raises ConfigError if it cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {one_line(error)}; `mosaic-jax evaluate` writes it again") from error
 
 
 def heading(run_dir: Path, config: Config, results: Mapping[str, Any]) -> str:

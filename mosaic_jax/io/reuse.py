@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mosaic_jax.io import computation, metrics
 from mosaic_jax.io.metrics import MetricsLog
+from mosaic_jax.io.whole_files import sync
 
 
 def take(run_dir: Path, others: Sequence[Path], stage: str, step: int, log: MetricsLog) -> Path | None:
@@ -50,8 +51,4 @@ def _link(source: str, target: str) -> str:
 def _sync(directory: Path) -> None:
     """Returns once all files of a directory, and their names, are on the disk."""
     for path in (directory, *directory.rglob("*")):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)

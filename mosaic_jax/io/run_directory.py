@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import platform
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,17 @@ from mosaic_jax.config import PLACEMENT, Config, ConfigError
 from mosaic_jax.config_io import differences, load_json, save_json, with_absolute_paths
 from mosaic_jax.data.named import with_own_settings
 from mosaic_jax.io.metrics import read
+from mosaic_jax.io.results_file import FILE, finished
+from mosaic_jax.io.whole_files import replacing
 from mosaic_jax.ops.lowering import chosen_lowering, stacked_form
 from mosaic_jax.sources import path_of
 
 SHARED_SECONDS = 30.0
+# What a start may leave behind that did not come as far as config.json, with which a run has begun.
+LEFT_BY_A_START = {
+    ".lock", "trial.tmp", "partition.csv.tmp", "partition.csv", "data.json.tmp", "data.json", "metrics.jsonl.tmp", "metrics.jsonl",
+    "tensorboard", "config.json.tmp", "computation.json.tmp", "computation.json", "convolution.json.tmp", "convolution.json",
+}  # fmt: skip
 
 
 def check(run_dir: Path, config: Config, option: str = "--run-dir") -> None:
@@ -33,7 +40,7 @@ def check(run_dir: Path, config: Config, option: str = "--run-dir") -> None:
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{option} {run_dir}: is a file; name a directory")
-    if (run_dir / "config.json").exists():
+    if has_begun(run_dir):
         old, new = (  # What a data set brings with it may be written down or left to its name.
             with_absolute_paths(dataclasses.replace(each, data=with_own_settings(each.data)))
             for each in (load_json(run_dir / "config.json"), config)
@@ -46,7 +53,7 @@ def check(run_dir: Path, config: Config, option: str = "--run-dir") -> None:
                 f"{option} {run_dir}: holds a run of another configuration ({'; '.join(differing[:3])}{more}); "
                 "name another directory"
             )
-    elif run_dir.is_dir() and any(file.name != ".lock" for file in run_dir.iterdir()):
+    elif run_dir.is_dir() and not left_by_a_start(run_dir):
         raise ConfigError(f"{option} {run_dir}: is not empty and holds no run; name another directory")
 
 
@@ -107,77 +114,52 @@ def _hold(run_dir: Path, config: Config, token: int) -> Iterator[None]:
         os.fsync(lock.fileno())
         try:
             yield
-        except ConfigError:
-            _release_unused(run_dir)
+        except BaseException:
+            if left_by_a_start(run_dir):
+                shutil.rmtree(run_dir, ignore_errors=True)
             raise
 
 
-def _release_unused(run_dir: Path) -> None:
-    """Takes back the directory of a run that was refused before it wrote anything."""
-    if [file.name for file in run_dir.iterdir()] == [".lock"]:
-        (run_dir / ".lock").unlink()
-        run_dir.rmdir()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(path.suffix + ".tmp")
-    with half.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
+def left_by_a_start(run_dir: Path) -> bool:
+    """Whether a directory holds nothing but what is left of a start that failed before its run began."""
+    names = {file.name for file in run_dir.iterdir()}
+    return not names or (".lock" in names and names <= LEFT_BY_A_START)
 
 
 def write_config(run_dir: Path, config: Config) -> None:
     """config.json, as the run goes on, its paths absolute."""
-    half = run_dir / "config.json.tmp"
-    save_json(with_absolute_paths(config), half)
-    half.replace(run_dir / "config.json")
+    with replacing(run_dir / "config.json") as half:
+        save_json(with_absolute_paths(config), half)
 
 
 def check_partition(run_dir: Path, label_counts: str) -> None:
     """Raises ConfigError where partition.csv, of the run's start, holds other label counts than the text of those dealt now."""
     path = run_dir / "partition.csv"
-    if path.exists() and path.read_text(encoding="utf-8") != label_counts:
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != label_counts:
         raise ConfigError(
             f"--run-dir {run_dir}: its run began with other clients ({path}) than the data and the partition give now; "
             "restore them, or name another directory"
         )
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Whether a run has begun in a directory: before, files of a start that failed may be written over."""
+    return (run_dir / "config.json").exists()
+
+
 def read_config(run_dir: Path) -> Config:
     """The configuration of a run; raises ConfigError where there is none."""
-    if not (run_dir / "config.json").exists():
+    if not has_begun(run_dir):
         raise ConfigError(f"{run_dir}: holds no run (no config.json); name the directory of a `mosaic-jax train`")
     return load_json(run_dir / "config.json")
 
 
 def missing(run_dir: Path, stage: str) -> ConfigError:
-    """The error of a run that has not come as far as a command needs."""
-    return ConfigError(f"{run_dir}: stage {stage} is not finished; resume it with the `mosaic-jax train` command that began it")
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file, whole or not at all."""
-    write_text(path, json.dumps(values, indent=1) + "\n")
-
-
-def write_results(run_dir: Path, results: dict[str, Any]) -> None:
-    """results.json."""
-    write_json(run_dir / "results.json", results)
-
-
-def read_results(run_dir: Path) -> dict[str, Any] | None:
-    """results.json, or None before a run has written it."""
-    path = run_dir / "results.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def is_finished(results: dict[str, Any]) -> bool:
-    """Whether every stage of the method was done when the results were written."""
-    return results["stages_done"] == results["stages"]
+    """The error of a run whose checkpoints do not come as far as a command needs."""
+    again = "resume it with the `mosaic-jax train` command that began it"
+    if finished(run_dir):  # `train` takes the word of results.json for it
+        again = f"delete {run_dir / FILE} and {again}"
+    return ConfigError(f"{run_dir}: stage {stage} is not finished in its checkpoints; {again}")
 
 
 def last_value(run_dir: Path, stage: str, name: str) -> float:

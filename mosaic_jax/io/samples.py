@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.io.whole_files import replacing
 
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 GAP, TITLE_HEIGHT, FONT_SIZE = 2, 24, 15
@@ -73,10 +74,8 @@ def draw_blocks(blocks: Sequence[tuple[str, np.ndarray]], labels: Sequence[str] 
 
 def save_grid(path: Path, image: np.ndarray) -> None:
     """Writes a u8[height, width, 3] picture as PNG, at once, making its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.tmp")
-    Image.fromarray(image).save(half, format="PNG", optimize=True)
-    half.replace(path)
+    with replacing(path) as half:
+        Image.fromarray(image).save(half, format="PNG", optimize=True)
 
 
 @contextmanager

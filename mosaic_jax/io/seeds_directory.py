@@ -1,6 +1,5 @@
 """The directory of one configuration trained with several seeds: RUN_DIR/seed<N>, seeds.json over them, and report.html."""
 
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from mosaic_jax.io import run_directory
 from mosaic_jax.io.console import mean_and_deviation, percent
 from mosaic_jax.io.page import page, table
 from mosaic_jax.io.report import write_report
+from mosaic_jax.io.results_file import read_results
+from mosaic_jax.io.whole_files import read_json, write_json, write_text
 
 MEASURES = ("validation", "test")
 OURS = re.compile(r"seed\d+|(seeds\.json|report\.html)(\.tmp)?")
@@ -66,29 +67,36 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_summary(run_dir: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Writes seeds.json out of the results of these seeds, which are all there, and returns what it holds."""
-    summary = summarize([run_directory.read_results(seed_dir(run_dir, seed)) or {} for seed in seeds])
-    run_directory.write_json(run_dir / "seeds.json", summary)
-    return summary
+def summarize_seeds(run_dir: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """What seeds.json holds, out of the results of these seeds, which are all there."""
+    return summarize([read_results(seed_dir(run_dir, seed)) or {} for seed in seeds])
+
+
+def write(run_dir: Path, summary: dict[str, Any]) -> Path:
+    """Writes seeds.json and report.html, and returns the path of the latter."""
+    write_json(run_dir / "seeds.json", summary)
+    return write_index(run_dir)
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """seeds.json, None while there is none; raises ConfigError where it is damaged."""
+    return read_json(run_dir / "seeds.json", "`mosaic-jax train --seeds` writes it again")
 
 
 def write_index(run_dir: Path) -> Path:
     """Writes RUN_DIR/report.html, the means and a link to each seed's report, which is written again, and returns its path."""
-    try:
-        summary = json.loads((run_dir / "seeds.json").read_text())
+    summary = read_summary(run_dir)
+    if summary is not None:
         sections = [means(summary)]
-    except FileNotFoundError:
+    else:
         sections = ['<div class="note">No seeds.json yet: `mosaic-jax train --seeds` writes it when all its seeds are done.</div>']
-    except ValueError as error:
-        raise ConfigError(f"{run_dir / 'seeds.json'}: cannot be read; `mosaic-jax train --seeds` writes it again") from error
     links = ""
     for directory in seed_dirs(run_dir):
         report = write_report(directory)
         links += f'<li><a href="{directory.name}/{report.name}">{directory.name}</a></li>'
     sections = [f"<h1>{escape(run_dir.resolve().name)}</h1>", *sections, f"<h2>Runs</h2><ul>{links}</ul>"]
     path = run_dir / "report.html"
-    run_directory.write_text(path, page(f"Mosaic runs {run_dir.resolve().name}", sections))
+    write_text(path, page(f"Mosaic runs {run_dir.resolve().name}", sections))
     return path
 
 

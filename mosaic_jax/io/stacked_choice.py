@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from mosaic_jax import ops, processes
-from mosaic_jax.config import Config
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import one_line
 from mosaic_jax.io.cache_directory import cache_directory
-from mosaic_jax.io.run_directory import write_json
+from mosaic_jax.io.whole_files import read_json, write_json
 from mosaic_jax.mapping import for_each_client
 from mosaic_jax.models import DTYPES
 from mosaic_jax.ops import gpu_kernels
@@ -127,10 +127,9 @@ def _keep(device: str, found: dict[str, float | str]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is none, or none that can be read: what it says can be measured again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, "") or {}
+    except ConfigError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def timings(precision: str, command: Sequence[str] = COMMAND, limit: float = SECONDS) -> dict[str, float | str]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import from_flat
-from mosaic_jax.io import result_file
+from mosaic_jax.io import run_record
 from mosaic_jax.rows import stage_settings
 
 # Settings that change how often a step is done, or with which numbers, but not what it costs.
@@ -32,7 +32,7 @@ def measured(config: Config, directories: Iterable[Path]) -> dict[str, Rate]:
     wanted = _work(config)
     found: dict[str, Rate] = {}
     files = sorted((file for place in directories for file in place.rglob("*-seed*.json")), key=lambda file: file.stat().st_mtime)
-    for record in map(result_file.read, files):
+    for record in map(run_record.read, files):
         work = _work(from_flat(record["config"]))
         for stage, spent in record["stages"].items():
             if spent.get("steps") and spent["seconds"] and work.get(stage) == wanted.get(stage, ""):

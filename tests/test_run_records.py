@@ -9,24 +9,25 @@ from conftest import tiny
 
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import with_values
-from mosaic_jax.io import result_file, run_directory, versions
+from mosaic_jax.io import run_record, versions
 from mosaic_jax.io.data_digests import read_data
+from mosaic_jax.io.results_file import read_results
 from mosaic_jax.planning.rates import measured
 
 
 @pytest.fixture
 def record(finished: Path) -> dict[str, Any]:
-    results = run_directory.read_results(finished)
+    results = read_results(finished)
     assert results is not None
-    return result_file.record(tiny(), "tiny", "", results, read_data(finished))
+    return run_record.record(tiny(), "tiny", "", results, read_data(finished) or {})
 
 
 def test_a_record_has_every_field_and_comes_back_as_it_was_written(record: dict[str, Any], finished: Path, tmp_path: Path) -> None:
-    assert tuple(record)[: len(result_file.FIELDS)] == result_file.FIELDS
-    path = result_file.write(tmp_path, record)
+    assert tuple(record)[: len(run_record.FIELDS)] == run_record.FIELDS
+    path = run_record.write(tmp_path, record)
     assert path == tmp_path / "digits" / "tiny-mosaic-alpha0.1-seed0.json"
-    assert result_file.read(path) == json.loads(json.dumps(record))
-    results = run_directory.read_results(finished)
+    assert run_record.read(path) == json.loads(json.dumps(record))
+    results = read_results(finished)
     assert results is not None
     assert record["final_test"] == results["models"]["finetuned"]["test"]
     assert record["student_test"] == results["models"]["student"]["test"]
@@ -46,7 +47,7 @@ def test_a_record_has_every_field_and_comes_back_as_it_was_written(record: dict[
     ],
 )  # fmt: skip
 def test_a_data_set_is_named_by_its_source(source: str, name: str) -> None:
-    assert result_file.dataset_name(source) == name
+    assert run_record.dataset_name(source) == name
 
 
 @pytest.mark.parametrize(
@@ -61,14 +62,14 @@ def test_a_data_set_is_named_by_its_source(source: str, name: str) -> None:
     ],
 )
 def test_a_row_is_named_by_method_and_control(values: dict[str, Any], control: str, name: str) -> None:
-    assert result_file.row_name(with_values(Config(), values), control) == name
+    assert run_record.row_name(with_values(Config(), values), control) == name
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"dataset": "digits"}'])
 def test_a_file_that_is_no_record_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ConfigError, match=r"x\.json: .*; name files that `mosaic-jax compare` wrote"):
-        result_file.read(tmp_path / "x.json")
+        run_record.read(tmp_path / "x.json")
 
 
 def test_the_digest_of_sources_changes_with_any_file_and_its_name(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_code_without_git_is_named_by_its_digest(monkeypatch: pytest.MonkeyPatch
 
 
 def test_rates_are_those_of_the_same_work_whatever_its_length_and_seed(record: dict[str, Any], tmp_path: Path) -> None:
-    result_file.write(tmp_path, record)
+    run_record.write(tmp_path, record)
     longer = tiny(seed=7, warmup={"num_rounds": 30}, distill={"num_steps": 9, "learning_rate": 1e-3})
     found = measured(longer, [tmp_path])
     assert set(found) == {"warmup", "generators", "meta", "distill", "finetune"}

@@ -4,14 +4,13 @@ Such files are kept in docs/results/DATASET; checkpoints and pictures are not.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, flatten
-from mosaic_jax.io.run_directory import write_json
+from mosaic_jax.io.whole_files import read_json, write_json
 
 # Names that stay as they are: whoever reads these files may count on them.
 FIELDS = (
@@ -92,11 +91,9 @@ def write(directory: Path, values: Mapping[str, Any]) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """The record in a file; raises ConfigError where it is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as the JSON of a run; name files that `mosaic-jax compare` wrote") from error
-    missing = [name for name in FIELDS if not isinstance(values, dict) or name not in values]
+    remedy = "name files that `mosaic-jax compare` wrote"
+    values = read_json(path, remedy) or {}
+    missing = [name for name in FIELDS if name not in values]
     if missing:
-        raise ConfigError(f"{path}: holds no result of a run ({missing[0]} is missing); name files that `mosaic-jax compare` wrote")
+        raise ConfigError(f"{path}: holds no result of a run ({missing[0]} is missing); {remedy}")
     return values
