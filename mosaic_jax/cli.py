@@ -196,15 +196,9 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`mosaic-jax report RUN_DIR`."""
-    if not (arguments.run_dir / "config.json").exists() and any(arguments.run_dir.glob("seed*/config.json")):
-        from mosaic_jax.io.seeds_directory import write_index as write
-    elif (arguments.run_dir / "comparison.json").exists():
-        from mosaic_jax.io.comparison_directory import write_index as write
-    else:
-        check_run_dir(arguments.run_dir, checkpoints=False)
-        from mosaic_jax.io.report import write_report as write
+    from mosaic_jax.io.directory_report import write_directory_report
 
-    console_of(arguments).message(f"report: {write(arguments.run_dir)}")
+    write_directory_report(arguments.run_dir, console_of(arguments))
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from mosaic_jax import jax_settings
+from mosaic_jax.config import ConfigError
 from mosaic_jax.io import run_directory, stacked_choice
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import check_data
@@ -44,6 +45,8 @@ def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> di
 def sample(run_dir: Path, out: Path, num: int, console: Console, data_dir: str | None = None) -> None:
     """Draw `num` images of every client's generator into a PNG, one row a client; data_dir as in `evaluate`."""
     problem, outputs = restore(run_dir, console, data_dir)
+    if "generators" not in [stage.name for stage in stages_of(problem)]:
+        raise ConfigError(f"{run_dir}: method {problem.config.method} has no generators; name a run of Mosaic")
     if "generators" not in outputs:
         raise run_directory.missing(run_dir, "generators")
     try:

@@ -24,7 +24,7 @@ from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
 from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import as_csv, read_table
-from mosaic_jax.io.metrics import MetricsLog, NoMetrics
+from mosaic_jax.io.metrics import MetricsLog, NoMetrics, read
 from mosaic_jax.io.moved_data import located
 from mosaic_jax.io.profile import Profile
 from mosaic_jax.io.redraws import shown_redraws
@@ -283,6 +283,7 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
             state = jax.tree.map(jnp.copy, jit_once(stage.init)(inputs))
         else:
             step, state = restored
+            _check_records(run, stage.name, step)
         if restored is None or step < stage.num_steps:
             run.log.truncate([stage.name], stage.name, step if restored else -1)
             state = _advance(run, stage, checkpoints, clock, inputs, state, step, fresh=restored is None)
@@ -297,6 +298,17 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
         raise
     finally:
         checkpoints.close()
+
+
+def _check_records(run: _Run, stage: str, step: int) -> None:
+    """Warns where a checkpoint is without the records that are always written before it."""
+    if not processes.is_first():
+        return
+    last = max((record["step"] for record in read(run.directory) if record["stage"] == stage), default=None)
+    if last is None or last < step:
+        there = "none" if last is None else f"those up to {last}"
+        lacks = f"lacks records of {stage} up to step {step}, it has {there}"
+        run.console.warning(f"metrics.jsonl {lacks}: curves, bytes and seconds will be incomplete")
 
 
 def jit_once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:

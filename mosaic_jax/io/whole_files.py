@@ -17,12 +17,11 @@ DIGEST = "sha256"  # the key of a JSON file's own digest
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Around what is written to a file: an OSError names it, as that of a full disk does not by itself."""
+    """Around what is written to a file: an OSError names it, where that of a full disk names none and others a part of it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
+        error.filename, error.filename2 = str(path), None
         raise
 
 
