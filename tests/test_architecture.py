@@ -78,6 +78,7 @@ def test_stages_methods_and_steps_touch_no_disk_and_no_clock(path: Path) -> None
     [
         ("flax", ["models/"]),
         ("orbax", ["io/checkpoints.py"]),
+        ("etils", ["io/checkpoints.py"]),
         ("tensorflow_datasets", ["io/datasets/prepared.py", "io/datasets/prepare.py"]),
         ("tensorflow", []),
         ("sklearn", ["io/datasets/digits.py"]),

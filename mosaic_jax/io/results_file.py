@@ -32,4 +32,4 @@ def readable_results(run_dir: Path, warn: Callable[[str], None]) -> dict[str, An
 def finished(run_dir: Path, warn: Callable[[str], None] = lambda warning: None) -> dict[str, Any] | None:
     """The results of a run all of whose stages are done, else None: also where they are damaged, since `train` makes them again."""
     results = readable_results(run_dir, warn)
-    return results if results and results.get("stages_done") == results.get("stages") else None
+    return results if results and results.get("stages") and results.get("stages_done") == results["stages"] else None

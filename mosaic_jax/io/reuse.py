@@ -1,5 +1,6 @@
 """Taking a finished stage from another run: its last checkpoint and its records, whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -30,7 +31,10 @@ def take(run_dir: Path, others: Sequence[Path], stage: str, step: int, log: Metr
             continue
         half = run_dir / "taken.tmp"
         shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(source, half, copy_function=_link)
+        try:
+            shutil.copytree(source, half, copy_function=_link)
+        except shutil.Error as error:  # a list of what went wrong, without numbers
+            raise OSError(errno.EIO, f"cannot take a checkpoint from {source} ({error.args[0][0][-1]})", str(half)) from error
         _sync(half)
         # Records first, as the runner has it: those of a stage without a checkpoint are written again.
         log.replace(stage, [record for record in metrics.read(other) if record["stage"] == stage])
