@@ -18,11 +18,13 @@ from mosaic_jax.parser import (
     REMEDIES,
     Parser,
     add_comparison,
+    add_results,
     add_settings,
     check_directory,
     check_picture,
     check_processes,
     check_run_dir,
+    results_of,
 )
 from mosaic_jax.rows import rows_of
 from mosaic_jax.sources import BENCHMARKS
@@ -49,10 +51,7 @@ def build_parser() -> Parser:
     compare = command("compare", run_compare, "train configurations, methods and seeds, or resume them, and write one table")
     add_comparison(compare)
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
-    plan.add_argument(
-        "--results", type=Path, action="append", metavar="DIR",
-        help="result files of earlier runs, whose rates say what stages should take (default: docs/results, where there is one)",
-    )
+    add_results(plan)
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
     partition.add_argument("--out", type=Path, metavar="FILE.png", help="also draw them there, and write FILE.csv beside it")
     config = command("config", run_config, "print the resolved configuration with a line of help for each setting")
@@ -164,10 +163,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from mosaic_jax.planning.tables import show
 
     console = console_of(arguments)
-    for place in arguments.results or ():
-        if not place.is_dir():
-            raise ConfigError(f"--results {place}: is no directory; name one that holds result files of `mosaic-jax compare`")
-    show(plan_run(config, console, arguments.results or [Path("docs/results")]), console)
+    show(plan_run(config, console, results_of(arguments)), console)
     return 0
 
 

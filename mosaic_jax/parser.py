@@ -86,6 +86,22 @@ def add_comparison(parser: Parser) -> None:
     parser.add_argument("--no-controls", action="store_true", help="only the rows asked for, without the controls of Mosaic")
 
 
+def add_results(parser: Parser) -> None:
+    """--results: where result files of earlier runs are."""
+    parser.add_argument(
+        "--results", type=Path, action="append", metavar="DIR",
+        help="result files of earlier runs, whose rates say what stages should take (default: docs/results, where there is one)",
+    )
+
+
+def results_of(arguments: argparse.Namespace) -> list[Path]:
+    """The directories of --results; raises ConfigError for one that is none."""
+    for place in arguments.results or ():
+        if not place.is_dir():
+            raise ConfigError(f"--results {place}: is no directory; name one that holds result files of `mosaic-jax compare`")
+    return arguments.results or [Path("docs/results")]
+
+
 def check_directory(option: str, path: Path | None) -> None:
     """Raises ConfigError where an option that names a directory names a file."""
     if path is not None and path.exists() and not path.is_dir():
