@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mosaic_jax import __version__
 from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import describe, one_line, resolve, resolve_seeds
+from mosaic_jax.config_io import one_line, resolve, resolve_seeds
 from mosaic_jax.parser import (
     AS_A_RULE,
     REMEDIES,
@@ -27,6 +27,7 @@ from mosaic_jax.parser import (
     results_of,
 )
 from mosaic_jax.rows import rows_of
+from mosaic_jax.settings import describe
 from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from mosaic_jax.io.results_file import finished
 from mosaic_jax.io.whole_files import saying_what_is_not_written
 from mosaic_jax.planning.limit import check, fit
 from mosaic_jax.rows import Row, stage_keys
+from mosaic_jax.signals import Interrupted, catch_signals
 from mosaic_jax.stages.problem import build_problem
 from mosaic_jax.types import Dataset
 
@@ -40,7 +41,7 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
     failed: dict[tuple[str, int], str] = {}
     took: dict[str, list[float]] = {}
     status = 0
-    with runner.catch_signals() as signals:
+    with catch_signals() as signals:
         for place, (row, config) in enumerate(runs, 1):
             name = f"{row.label} seed {config.seed}"
             if (row, config) not in left:
@@ -65,7 +66,7 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
             # A signal that came while results were written: that run is done, the next one does not begin.
             if caught is not None and left:
                 console.message(f"stopped, {len(left)} of {len(runs)} runs not finished; the same command goes on in {out}")
-                return runner.Interrupted(caught).exit_status
+                return Interrupted(caught).exit_status
     summary = comparison_directory.summarize(out, rows, failed)
     console.message(as_text(summary))
     with saying_what_is_not_written(console.warning):

@@ -197,11 +197,6 @@ def flatten(config: Config) -> dict[str, Any]:
     return {setting.name: setting.value for setting in settings(config)}
 
 
-def from_flat(values: Mapping[str, Any]) -> Config:
-    """The Config of `flatten`'s names and values; a missing name keeps its default, an unknown one raises ConfigError."""
-    return with_values(Config(), values)
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dictionaries that JSON can hold; `from_dict` reads them back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -248,16 +243,3 @@ def differences(old: Config, new: Config, leave_out: Collection[str] = ()) -> li
     other = flatten(new)
     differing = [(name, value) for name, value in flatten(old).items() if value != other[name] and name not in leave_out]
     return [f"{name}={show(value)}, not {show(other[name])}" for name, value in differing]
-
-
-def describe(config: Config) -> str:
-    """The resolved configuration, a line for each setting: dotted name, value, help and what is valid."""
-    rows = list(settings(config))
-    width = max(len(f"{row.name}={show(row.value)}") for row in rows)
-    lines, section = [], ""
-    for row in rows:
-        if row.name.rpartition(".")[0] != section:
-            section = row.name.rpartition(".")[0]
-            lines.append("")
-        lines.append(f"{f'{row.name}={show(row.value)}':<{width}}  {row.field.metadata['help']} ({valid_values(row)})")
-    return "\n".join(lines)

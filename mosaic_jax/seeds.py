@@ -8,6 +8,7 @@ from mosaic_jax.config import Config
 from mosaic_jax.io import seeds_directory
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.whole_files import saying_what_is_not_written
+from mosaic_jax.signals import Interrupted, catch_signals
 
 
 def train_seeds(
@@ -28,7 +29,7 @@ def train_seeds(
     with processes.together():
         if processes.is_first():
             seeds_directory.check(run_dir, configs)
-    with runner.catch_signals() as signals:
+    with catch_signals() as signals:
         for done, config in enumerate(configs):
             console.message(f"seed {config.seed}, {done + 1} of {len(configs)}")
             directory = seeds_directory.seed_dir(run_dir, config.seed)
@@ -39,7 +40,7 @@ def train_seeds(
             left = configs[done + (status == 0) :]
             # A signal that came while results were written: that seed is done, the next one does not begin.
             caught = processes.first_signal(signals)
-            status = status or (runner.Interrupted(caught).exit_status if caught and left else 0)
+            status = status or (Interrupted(caught).exit_status if caught and left else 0)
             if status:
                 seeds = ", ".join(str(other.seed) for other in left)
                 console.message(f"stopped; not finished are seeds {seeds}, with which the same command goes on in {run_dir}")

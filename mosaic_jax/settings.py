@@ -113,3 +113,16 @@ def checked(setting: Setting) -> Any:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{setting.name}={show(value)}: must be {valid_values(setting)}{hint}")
     return value
+
+
+def describe(config: Any) -> str:
+    """A Config, a line for each setting: dotted name, value, help and what is valid."""
+    rows = list(settings(config))
+    width = max(len(f"{row.name}={show(row.value)}") for row in rows)
+    lines, section = [], ""
+    for row in rows:
+        if row.name.rpartition(".")[0] != section:
+            section = row.name.rpartition(".")[0]
+            lines.append("")
+        lines.append(f"{f'{row.name}={show(row.value)}':<{width}}  {row.field.metadata['help']} ({valid_values(row)})")
+    return "\n".join(lines)

@@ -33,7 +33,7 @@ BAD_ARGUMENTS = [
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),
     (["train", "--config"], "--config: expected one argument"),
     (["train", "--config", "nowhere.py"], "config file nowhere.py: not found"),
-    (["train", "--config", DIGITS, "--preset", "refrence"], "must be one of default, reference; did you mean reference?"),
+    (["train", "--config", DIGITS, "--preset", "refrence"], "must be one of default, paper, reference; did you mean reference?"),
     (["train", "--config", DIGITS, "--set", "warmup.num_round=3"], "did you mean warmup.num_rounds?"),
     (["train", "--config", DIGITS, "--set", "seed=1", "warmup.batch_size=0"], "must be a whole number, from 1 to 65536"),
     (["train", "--config", DIGITS, "--seed", "x"], "seed=x: must be a whole number"),

@@ -10,7 +10,7 @@ import pytest
 from mosaic_jax import config_io
 from mosaic_jax.config import ClientsConfig, Config, ConfigError, DataConfig, MetaConfig, ModelConfig, PartitionConfig, WarmupConfig
 from mosaic_jax.presets import PRESETS
-from mosaic_jax.settings import Setting, checked, setting, settings
+from mosaic_jax.settings import Setting, checked, describe, setting, settings
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -220,7 +220,7 @@ def test_differences_name_the_settings_that_differ() -> None:
 
 
 def test_the_description_has_one_line_for_each_setting_that_set_reads_back() -> None:
-    lines = [line for line in config_io.describe(Config()).splitlines() if line]
+    lines = [line for line in describe(Config()).splitlines() if line]
     assert len(lines) == len(config_io.flatten(Config()))
     assignments = [line.split("  ")[0] for line in lines]
     assert config_io.apply_overrides(Config(), assignments) == Config()

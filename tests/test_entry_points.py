@@ -17,9 +17,10 @@ import jax
 import pytest
 from conftest import StoppingConsole, fingerprints, tiny, train
 
-from mosaic_jax import cli, runner
+from mosaic_jax import cli
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io import run_directory
+from mosaic_jax.signals import STOPS, catch_signals
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["method=fedavg", "warmup.num_rounds=1", "finetune.num_rounds=0"]
@@ -47,10 +48,10 @@ def test_a_run_in_a_thread_or_in_a_running_event_loop_is_that_of_the_shell(
     place: Callable[[Callable[[], int]], int], tiny_arguments: list[str], tmp_path: Path
 ) -> None:
     train = ["train", *tiny_arguments, *SHORT, "--run-dir"]
-    before = [signal.getsignal(number) for number in runner.STOPS]
+    before = [signal.getsignal(number) for number in STOPS]
     assert place(lambda: cli.main([*train, str(tmp_path / "run")])) == 0
     assert place(lambda: cli.main(["evaluate", str(tmp_path / "run")])) == 0
-    assert [signal.getsignal(number) for number in runner.STOPS] == before
+    assert [signal.getsignal(number) for number in STOPS] == before
     assert cli.main([*train, str(tmp_path / "shell")]) == 0
     assert fingerprints(tmp_path / "run") == fingerprints(tmp_path / "shell")
 
@@ -62,7 +63,7 @@ def test_seeds_and_comparisons_train_in_a_thread(tiny_arguments: list[str], tmp_
     assert in_a_thread(lambda: cli.main(compare)) == 0
 
 
-@pytest.mark.parametrize("number", runner.STOPS)
+@pytest.mark.parametrize("number", STOPS)
 def test_each_signal_that_ends_runs_saves_and_gives_its_status(number: int, tmp_path: Path) -> None:
     config = tiny(method="fedavg", warmup={"num_rounds": 2}, finetune={"num_rounds": 0})
     assert train(config, tmp_path / "run", console=StoppingConsole(number)) == 128 + number
@@ -72,7 +73,7 @@ def test_each_signal_that_ends_runs_saves_and_gives_its_status(number: int, tmp_
 def test_a_hang_up_that_nohup_ignores_stays_ignored_and_foreign_handlers_are_put_back() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGUSR1)
     try:
-        with runner.catch_signals() as caught:
+        with catch_signals() as caught:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGUSR1)
         assert caught == [signal.SIGUSR1]

@@ -1,6 +1,5 @@
 """Whatever the environment or a program told JAX, a run has the same random numbers, and what rounds otherwise is said."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def test_what_rounds_otherwise_is_recorded_and_said_when_a_run_goes_on(
 ) -> None:
     config = tiny(**SHORT, mapping={"convolution": "map"})
     assert train(config, tmp_path / "run", console=StoppingConsole()) == 143
-    (began,) = json.loads((tmp_path / "run" / computation.NAME).read_text())
+    (began,) = computation.read(tmp_path / "run")
     assert (began["mapping.convolution"], began["device"], began["jax"]) == ("map", "cpu", jax.__version__)
     assert train(config, tmp_path / "run", console=StoppingConsole()) == 143
     assert capsys.readouterr().err == ""

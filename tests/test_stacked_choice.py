@@ -166,12 +166,12 @@ def test_on_a_cpu_nothing_is_measured_or_said(asked: list[str]) -> None:
 
 def test_a_run_records_what_was_chosen_before_its_first_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stopped(*_: object) -> None:
-        raise runner.Interrupted(2)
+        raise Interrupted(2)
 
     monkeypatch.setattr(stacked_choice, "settle", lambda config, run_dir, message: {"form": "grouped"})
     monkeypatch.setattr(runner, "_run_stages", stopped)
     assert train(tiny(mapping={"convolution": "map"}), tmp_path / "run") == 130
-    assert json.loads((tmp_path / "run" / "convolution.json").read_text()) == {"form": "grouped"}
+    assert read_json(tmp_path / "run" / "convolution.json", "") == {"form": "grouped"}
 
 
 @pytest.mark.parametrize("form", ["map", "triton"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mosaic_jax.config import Config
-from mosaic_jax.config_io import from_flat
+from mosaic_jax.config_io import with_values
 from mosaic_jax.io import run_record
 from mosaic_jax.rows import stage_settings
 
@@ -33,7 +33,7 @@ def measured(config: Config, directories: Iterable[Path]) -> dict[str, Rate]:
     found: dict[str, Rate] = {}
     files = sorted((file for place in directories for file in place.rglob("*-seed*.json")), key=lambda file: file.stat().st_mtime)
     for record in map(run_record.read, files):
-        work = _work(from_flat(record["config"]))
+        work = _work(with_values(Config(), record["config"]))
         for stage, spent in record["stages"].items():
             if spent.get("steps") and spent["seconds"] and work.get(stage) == wanted.get(stage, ""):
                 found[stage] = Rate(spent["seconds"] / spent["steps"], record["hardware"], record["commit"])
