@@ -14,8 +14,10 @@ from conftest import tiny, train
 from mosaic_jax import runner
 from mosaic_jax.io import run_directory, stacked_choice
 from mosaic_jax.io.stacked_choice import ORDER, choice, measured, settle, timings
+from mosaic_jax.io.whole_files import read_json
 from mosaic_jax.ops import gpu_kernels, lowering
 from mosaic_jax.ops.lowering import chosen_lowering, set_stacked_form, stacked_form
+from mosaic_jax.signals import Interrupted
 
 HOPPER = {"triton": 2.0, "mosaic_gpu": 1.5, "grouped": 9.0, "map": 4.0}
 BF16 = tiny(precision="bf16")
