@@ -13,6 +13,8 @@ from mosaic_jax import rng
 from mosaic_jax.config import Config
 from mosaic_jax.io import computation
 from mosaic_jax.io.console import Console
+from mosaic_jax.io.metrics import NoMetrics
+from mosaic_jax.io.reuse import take
 
 SHORT: dict[str, Any] = {"method": "fedavg", "warmup": {"num_rounds": 2}, "finetune": {"num_rounds": 0}}
 OTHERS = {
@@ -79,3 +81,16 @@ def test_what_rounds_otherwise_is_recorded_and_said_when_a_run_goes_on(
     assert [each["mapping.convolution"] for each in computation.read(tmp_path / "run")] == ["map", "grouped"]
     (tmp_path / "run" / computation.NAME).write_text("[1")
     assert computation.read(tmp_path / "run") == []
+
+
+def test_a_stage_that_was_computed_with_something_else_is_not_taken(tmp_path: Path) -> None:
+    for name in ("other", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "partition.csv").write_text("client,0\n")
+        (tmp_path / name / computation.NAME).write_text(json.dumps([{"mapping.convolution": "native"}]))
+    (tmp_path / "other" / "checkpoints" / "warmup" / "3").mkdir(parents=True)
+    log = NoMetrics()
+    (tmp_path / "run" / computation.NAME).write_text(json.dumps([{"mapping.convolution": "map"}]))
+    assert take(tmp_path / "run", [tmp_path / "other"], "warmup", 3, log) is None
+    (tmp_path / "other" / computation.NAME).write_text(json.dumps([{"mapping.convolution": "map"}]))
+    assert take(tmp_path / "run", [tmp_path / "other"], "warmup", 3, log) == tmp_path / "other"

@@ -27,7 +27,8 @@ def take(run_dir: Path, others: Sequence[Path], stage: str, step: int, log: Metr
         source = other / "checkpoints" / stage / str(step)
         if not source.is_dir() or (other / "partition.csv").read_bytes() != clients:
             continue
-        if computation.read(other) not in ([], computation.read(run_dir)):
+        theirs, ours = computation.read(other), computation.read(run_dir)
+        if theirs and ours and theirs != ours:
             continue
         half = run_dir / "taken.tmp"
         shutil.rmtree(half, ignore_errors=True)
