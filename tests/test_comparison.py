@@ -197,13 +197,14 @@ def test_a_stage_of_other_clients_and_a_stage_that_is_not_finished_are_not_taken
     other, run_dir = tmp_path / "other", tmp_path / "run"
     shutil.copytree(finished, other)
     run_dir.mkdir()
-    shutil.copy(finished / "partition.csv", run_dir)
+    for name in ("partition.csv", "computation.json"):
+        shutil.copy(finished / name, run_dir)
     log = MetricsLog(run_dir)
     assert take(run_dir, [other], "generators", 5, log) is None  # it has gone to 4
     assert take(run_dir, [], "generators", 4, log) is None
     (other / "partition.csv").write_text("client,0\n0,1\n")
     assert take(run_dir, [other], "generators", 4, log) is None
-    assert {path.name for path in run_dir.iterdir()} == {"partition.csv", "metrics.jsonl"}
+    assert {path.name for path in run_dir.iterdir()} == {"partition.csv", "computation.json", "metrics.jsonl"}
     assert take(run_dir, [other, finished], "generators", 4, log) == finished
     assert take(run_dir, [finished], "generators", 4, log) is None  # it has its own now
     log.close()

@@ -61,7 +61,8 @@ def test_a_run_leaves_its_configuration_metrics_results_samples_and_report(finis
 
 
 def test_the_student_is_watched_along_the_steps(finished: Path) -> None:
-    recorded = {name: [] for name in ("validation", "teacher_confidence", "agreement", "loss", "kl", "ce", "js")}
+    losses = ("teacher_confidence", "agreement", "loss", "kl", "ce", "js")
+    recorded = {name: [] for name in ("validation", *(f"{name}/prior={s}" for name in losses for s in ("0", "0.5", "1")))}
     for record in read(finished):
         if record["stage"] == "distill" and record["name"] in recorded:
             recorded[record["name"]].append(record["step"])

@@ -116,7 +116,7 @@ def distill_stage(problem: Problem) -> Stage:
             values = info._asdict() | info.terms._asdict()
             return students, {name: of_each.at[t - start].set(values[name]) for name, of_each in series.items()}
 
-        names = ("loss", "teacher_confidence", "agreement", *(() if several else DistillationTerms._fields))
+        names = ("loss", *DistillationTerms._fields, "teacher_confidence", "agreement")
         zeros = {name: jnp.zeros((segment, len(strengths))) for name in names}
         students, series = jax.lax.fori_loop(start, stop, step, (state.students, zeros))
         losses = {f"{name}{suffix}": series[name][:, place] for name in names for place, suffix in enumerate(suffixes)}
