@@ -10,7 +10,7 @@ from mosaic_jax.sources import SOURCES
 WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
 FEDERATED = WHOLE + WIDTHS
-MOST_CLIENTS = 10**6
+MOST_CLIENTS = MOST_ROUNDS = 10**6  # all are counted before a run begins
 MOST_IN_A_BATCH = 2**16  # images: far more than memory holds; the pixels of 2^19 of 64x64 overflow 32 bits
 NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -112,7 +112,7 @@ class WarmupConfig:
     method: str = setting(
         "fedavg", "federated method of the rounds that a method of several stages begins and ends with", choices=FEDERATED
     )
-    num_rounds: int = setting(300, "federated rounds before the generators", low=1)
+    num_rounds: int = setting(300, "federated rounds before the generators", low=1, high=MOST_ROUNDS)
     num_local_steps: int = setting(10, "SGD steps of each client in a round", low=1)
     batch_size: int = setting(64, "images of one local step", low=1, high=MOST_IN_A_BATCH)
     client_learning_rate: float = setting(0.01, "SGD learning rate of the clients", low=0.0)
@@ -239,7 +239,7 @@ class DistillConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    num_rounds: int = setting(39, "federated rounds after distillation", low=0)
+    num_rounds: int = setting(39, "federated rounds after distillation", low=0, high=MOST_ROUNDS)
     client_learning_rate: float = setting(1e-4, "SGD learning rate of the clients", low=0.0)
 
 

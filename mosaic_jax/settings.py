@@ -27,6 +27,7 @@ def setting(
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
+LARGEST = 2**31 - 1  # whole number where no setting says another: JAX counts in 32 bits
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -73,6 +74,8 @@ def valid_values(setting: Setting) -> str:
         words = f"{len(kinds)} numbers separated by commas" if kinds else KINDS[setting.type]
     if low is not None:
         words += f", at least {low:g}" if high is None else f", from {low:.10g} to {high:.10g}"
+    if type(setting.value) is int and high is None and setting.value > LARGEST:
+        words += f", at most {LARGEST}"
     return words
 
 
@@ -93,6 +96,7 @@ def checked(setting: Setting) -> Any:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         low, high = setting.field.metadata["low"], setting.field.metadata["high"]
+        high = LARGEST if high is None and kind is int else high
         valid = type(value) is kind
         if valid and kind in (int, float):
             valid = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)

@@ -27,6 +27,8 @@ COMPLAINTS = [
     ("partition.alpha=nan", "partition.alpha=nan: must be a number, at least 1e-06"),
     ("partition.alpha=inf", "partition.alpha=inf: must be a number, at least 1e-06"),
     ("partition.num_clients=1000000000000", "partition.num_clients=1000000000000: must be a whole number, from 1 to 1000000"),
+    ("warmup.num_rounds=1000000000000", "warmup.num_rounds=1000000000000: must be a whole number, from 1 to 1000000"),
+    ("generator.inversion_threshold=1000000000000", "must be a whole number, at least 0, at most 2147483647"),
     ("data.labels=compat", "data.labels=compat: must be one of as_given, compact; did you mean compact?"),
     ("data.background=red", "data.background=red: must be one of white, grey, black"),
     ("data.bit_depth=7", "data.bit_depth=7: must be one of 0, 8, 9, 10, 11, 12, 13, 14, 15, 16"),
