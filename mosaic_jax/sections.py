@@ -175,7 +175,7 @@ class GeneratorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrototypesConfig:
-    per_class: int = setting(10, "k-means centres of each class at each client", low=1)
+    per_class: int = setting(10, "k-means centres of each class at each client", low=1, high=MOST_IN_A_BATCH)
     keep_per_class: int = setting(0, "keep only the first so many centres (public code: 10); 0 keeps all", low=0)
     num_rounds: int = setting(
         1, "the last so many warm-up rounds whose prototypes are kept; 0 keeps every round (public code)", low=0
