@@ -15,6 +15,7 @@ from mosaic_jax.io import computation
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.metrics import NoMetrics
 from mosaic_jax.io.reuse import take
+from mosaic_jax.io.whole_files import write_json
 
 SHORT: dict[str, Any] = {"method": "fedavg", "warmup": {"num_rounds": 2}, "finetune": {"num_rounds": 0}}
 OTHERS = {
@@ -87,10 +88,10 @@ def test_a_stage_that_was_computed_with_something_else_is_not_taken(tmp_path: Pa
     for name in ("other", "run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "partition.csv").write_text("client,0\n")
-        (tmp_path / name / computation.NAME).write_text(json.dumps([{"mapping.convolution": "native"}]))
+        write_json(tmp_path / name / computation.NAME, {"records": [{"mapping.convolution": "native"}]})
     (tmp_path / "other" / "checkpoints" / "warmup" / "3").mkdir(parents=True)
     log = NoMetrics()
-    (tmp_path / "run" / computation.NAME).write_text(json.dumps([{"mapping.convolution": "map"}]))
+    write_json(tmp_path / "run" / computation.NAME, {"records": [{"mapping.convolution": "map"}]})
     assert take(tmp_path / "run", [tmp_path / "other"], "warmup", 3, log) is None
-    (tmp_path / "other" / computation.NAME).write_text(json.dumps([{"mapping.convolution": "map"}]))
+    write_json(tmp_path / "other" / computation.NAME, {"records": [{"mapping.convolution": "map"}]})
     assert take(tmp_path / "run", [tmp_path / "other"], "warmup", 3, log) == tmp_path / "other"
