@@ -16,6 +16,7 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import digests_of_images, write_data
 from mosaic_jax.io.datasets import dataset_of, load
 from mosaic_jax.io.moved_data import located
+from mosaic_jax.io.results_file import read_results
 
 QUIET = Console(quiet=True)
 
@@ -111,7 +112,7 @@ def test_a_run_whose_data_and_table_have_moved_is_evaluated_and_goes_on(tmp_path
     values = {"kind": "table", "table": str(tmp_path / "t.csv")}
     config = tiny(method="fedavg", partition=values, data={"source": f"npz:{tmp_path / 'a.npz'}"})
     assert train(config, tmp_path / "run") == 0
-    before = run_directory.read_results(tmp_path / "run")
+    before = read_results(tmp_path / "run")
     (tmp_path / "new").mkdir()
     shutil.move(tmp_path / "a.npz", tmp_path / "new" / "b.npz")
     (tmp_path / "t.csv").unlink()
