@@ -14,8 +14,6 @@ from mosaic_jax import __version__
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import one_line, resolve, resolve_seeds
 from mosaic_jax.parser import (
-    AS_A_RULE,
-    REMEDIES,
     Parser,
     add_comparison,
     add_results,
@@ -24,8 +22,10 @@ from mosaic_jax.parser import (
     check_picture,
     check_processes,
     check_run_dir,
+    in_words,
     results_of,
 )
+from mosaic_jax.plain_text import fitting, plain, say
 from mosaic_jax.rows import rows_of
 from mosaic_jax.settings import describe
 from mosaic_jax.sources import BENCHMARKS
@@ -220,7 +220,8 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
 def run_config(arguments: argparse.Namespace) -> int:
     """`mosaic-jax config --config FILE`."""
-    print(describe(resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)))
+    for line in describe(resolve(arguments.config, arguments.preset, arguments.assignments, arguments.seed)).split("\n"):
+        print(fitting(plain(line), sys.stdout))
     return 0
 
 
@@ -232,10 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)  # a reader that has gone is noticed here and not at interpreter exit
         return status
     except ConfigError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say("error", one_line(error))
         return 2
     except MemoryError as error:
-        print(f"error: {one_line(error) or 'out of memory'}", file=sys.stderr)
+        say("error", one_line(error) or "out of memory")
         return 4
     except KeyboardInterrupt:
         return 130
@@ -245,6 +246,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {place}{error.strerror}; {REMEDIES.get(error.errno, AS_A_RULE)}", file=sys.stderr)
+        say("error", in_words(error))
         return 2

@@ -68,7 +68,8 @@ def compare(rows: Sequence[Row], out: Path, console: Console) -> int:
                 console.message(f"stopped, {len(left)} of {len(runs)} runs not finished; the same command goes on in {out}")
                 return Interrupted(caught).exit_status
     summary = comparison_directory.summarize(out, rows, failed)
-    console.message(as_text(summary))
+    for line in as_text(summary).splitlines():
+        console.message(line)
     with saying_what_is_not_written(console.warning):
         comparison_directory.write_records(out, rows)
         comparison_directory.write(out, summary)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.json_file import read_json
 from mosaic_jax.presets import PRESETS
 from mosaic_jax.settings import Setting, item_types, settings, show, valid_values
 from mosaic_jax.sources import absolute, path_of
@@ -215,17 +216,12 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def save_json(config: Config, path: Path) -> None:
     """Writes `config` to a JSON file."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def load_json(path: Path) -> Config:
     """The Config of a run directory's config.json; raises ConfigError if the file cannot be read as one."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds no configuration")
+    values = read_json(path, {}, "restore the file, or name another run")
     try:
         return from_dict(values)
     except ConfigError as error:

@@ -27,6 +27,12 @@ MOST_IN_A_ROW = 1000
 SAME_ELSEWHERE = {"--out": "--run-dir", "--run-dir": "--out"}
 
 
+def in_words(error: OSError) -> str:
+    """Where something failed, as far as that is known, what it was and what helps."""
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{error.strerror}; {REMEDIES.get(error.errno, AS_A_RULE)}"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and name the nearest command or option."""
 

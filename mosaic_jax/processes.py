@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.plain_text import say
 from mosaic_jax.types import PyTree
 
 JOIN_SECONDS = 300.0  # until the last process has started
@@ -78,7 +79,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         _check_port(coordinator)
 
     def end() -> None:
-        print(f"error: {late}", file=sys.stderr, flush=True)
+        say("error", late)
         os._exit(2)
 
     # JAX's own timeout aborts the process with a stack trace, so ours comes first. SIGTERM stays the runner's.
@@ -125,11 +126,10 @@ def give_up(error: BaseException) -> None:
         _exit(130)
     if isinstance(error, jax.errors.JaxRuntimeError):
         reason = " ".join(str(error).split())[:200]
-        text = f"error: process {index()} failed, or lost another that did ({reason}); start all again to resume the run"
-        print(text, file=sys.stderr, flush=True)
+        say("error", f"process {index()} failed, or lost another that did ({reason}); start all again to resume the run")
     elif isinstance(error, OSError) and error.filename is not None:
-        text = f"error: process {index()}: {error.filename}: {error.strerror}; mend that and start all again to resume the run"
-        print(text, file=sys.stderr, flush=True)
+        what = f"process {index()}: {error.filename}: {error.strerror}"
+        say("error", f"{what}; mend that and start all again to resume the run")
     else:
         traceback.print_exception(error)
     _exit(1)
@@ -150,7 +150,7 @@ def gather_texts(text: str) -> list[str]:
     """A short text of every process."""
     if not several():
         return [text]
-    padded = text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+    padded = text.encode(errors="backslashreplace")[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gather(np.frombuffer(padded, np.uint8))]
 
 

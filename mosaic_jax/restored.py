@@ -8,10 +8,9 @@ import jax
 
 from mosaic_jax import jax_settings
 from mosaic_jax.config import ConfigError
-from mosaic_jax.io import run_directory, stacked_choice
+from mosaic_jax.io import metrics, run_directory, stacked_choice
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.data_digests import check_data
-from mosaic_jax.io.label_counts import as_csv
 from mosaic_jax.io.moved_data import located
 from mosaic_jax.io.results_file import readable_results, write_results
 from mosaic_jax.io.samples import answering_for, image_grid, save_grid
@@ -31,7 +30,11 @@ def evaluate(run_dir: Path, console: Console, data_dir: str | None = None) -> di
     problem, outputs = restore(run_dir, console, data_dir)
     with naming_what_needs_memory(problem, "evaluation"):
         results = results_of(problem, outputs, run_dir, list(outputs))
+    for complaint in metrics.complaints(run_dir, outputs):
+        console.warning(f"{run_dir / metrics.FILE}: {complaint}")
     before = readable_results(run_dir, console.warning) or {}
+    for cost in ("bytes", "seconds", "compile_seconds"):
+        results[cost] = before.get(cost, {}) | results[cost]  # what is known of stages whose records are gone
     lost = [stage for stage in before.get("stages_done", ()) if stage not in outputs]
     if lost:
         console.warning(f"{run_directory.missing(run_dir, lost[0])}; results.json keeps what the run reached")
@@ -70,7 +73,7 @@ def restore(run_dir: Path, console: Console, data_dir: str | None = None) -> tup
     problem, found = prepare(config, console)
     stacked_choice.settle(config, run_dir, console.message)
     check_data(run_dir, config.data.source, found)
-    run_directory.check_partition(run_dir, as_csv(problem.partition_counts, problem.dataset.class_names))
+    run_directory.check_partition(run_dir, problem.partition_counts, problem.dataset.class_names)
     outputs: Outputs = {}
     for stage in stages_of(problem):
         if not (run_dir / "checkpoints" / stage.name).is_dir():

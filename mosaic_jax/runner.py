@@ -16,7 +16,7 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
-from mosaic_jax.io import computation, native_library, run_directory, stacked_choice
+from mosaic_jax.io import computation, metrics, native_library, run_directory, stacked_choice
 from mosaic_jax.io.checkpoints import StageCheckpoints, check_place
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
@@ -135,7 +135,9 @@ def train(
                 clients = as_csv(problem.partition_counts, problem.dataset.class_names)
                 if run_directory.has_begun(run_dir):
                     check_data(run_dir, config.data.source, found)
-                    run_directory.check_partition(run_dir, clients)
+                    run_directory.check_partition(run_dir, problem.partition_counts, problem.dataset.class_names)
+                    for complaint in metrics.complaints(run_dir, ()):
+                        console.warning(f"{run_dir / metrics.FILE}: {complaint}")
                 write_text(run_dir / "partition.csv", clients)
                 write_data(run_dir, found)
                 if kernels:

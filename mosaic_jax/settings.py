@@ -6,6 +6,7 @@ Imports no JAX, as `config`.
 import dataclasses
 import difflib
 import math
+import sys
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -93,13 +94,13 @@ def checked(setting: Setting) -> Any:
     """The value in its declared type (an int where a float is meant becomes one); raises ConfigError when it is not valid."""
 
     def scalar(value: Any, kind: type) -> Any:
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             value = float(value)
         low, high = setting.field.metadata["low"], setting.field.metadata["high"]
         high = LARGEST if high is None and kind is int else high
         valid = type(value) is kind
         if valid and kind in (int, float):
-            valid = math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high)
+            valid = abs(value) < math.inf and (low is None or value >= low) and (high is None or value <= high)
         if not valid:
             raise ConfigError(f"{setting.name}={show(setting.value)}: must be {valid_values(setting)}")
         return value

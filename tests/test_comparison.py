@@ -17,6 +17,7 @@ from mosaic_jax.comparison import compare, time_left
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import flatten, with_values
 from mosaic_jax.io.accuracy_plot import COLOURS, accuracy_plot
+from mosaic_jax.io.comparison_directory import write_index
 from mosaic_jax.io.comparison_table import as_csv, as_text
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
@@ -386,6 +387,25 @@ def test_the_csv_file_has_a_line_for_each_model() -> None:
         "a-fedavg,fedavg,fedavg,1,1,global,true,0.25,,0.2,,38,0,0,1.0,0.0",
         "b,,fedavg,0,0,,false,,,,,,,,,",
     ]
+
+
+def test_a_report_shows_no_picture_through_a_link(command: tuple, tmp_path: Path) -> None:
+    for file in ("comparison.json", "comparison.png"):
+        shutil.copy(command[1] / file, tmp_path)
+    assert "data:image/png" in write_index(tmp_path).read_text()
+    (tmp_path / "comparison.png").rename(tmp_path / "elsewhere.png")
+    (tmp_path / "comparison.png").symlink_to(tmp_path / "elsewhere.png")
+    page = write_index(tmp_path).read_text()
+    assert "comparison.png is a link; not shown" in page
+    assert "data:image/png" not in page
+
+
+def test_a_row_with_an_odd_name_is_escaped_everywhere_alike() -> None:
+    odd = "=1+1\x1b[2J<b>"
+    summary = SUMMARY | {"rows": [SUMMARY["rows"][0] | {"row": odd}]}
+    assert next(csv.DictReader(as_csv(summary).splitlines()))["row"] == r"'=1+1\x1b[2J<b>"
+    assert r"=1+1\x1b[2J<b>" in as_text(summary)
+    assert "\x1b" not in as_text(summary)
 
 
 def test_in_the_picture_a_dot_lies_where_its_mean_is() -> None:

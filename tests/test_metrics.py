@@ -7,7 +7,7 @@ import pytest
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io import metrics
-from mosaic_jax.io.metrics import MetricsLog, read
+from mosaic_jax.io.metrics import MetricsLog, complaints, read
 
 STAGES = ["warmup", "generators", "distill"]
 
@@ -70,6 +70,22 @@ def test_a_value_that_is_not_finite_becomes_null_so_that_the_file_stays_json(tmp
 
 def test_a_run_directory_without_metrics_reads_as_none(tmp_path: Path) -> None:
     assert read(tmp_path) == []
+
+
+def test_records_that_are_gone_and_lines_that_are_damaged_are_said(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for stage in STAGES:
+        log.write(stage, 1, {"loss": 1.0})
+    log.close()
+    assert complaints(tmp_path, STAGES) == []
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join([lines[0], lines[1].replace("1.0", '"one"'), lines[2], lines[2][:20]]))
+    damaged, gone = complaints(tmp_path, STAGES)
+    assert damaged == "damaged lines, left out: 1"
+    assert gone.startswith("the records of generators are gone")
+    assert [record["stage"] for record in read(tmp_path)] == ["warmup", "distill"]
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert complaints(tmp_path, STAGES)[0].startswith("the records of warmup, generators, distill are gone")
 
 
 def test_missing_tensorboard_writer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,23 @@ def test_label_counts_are_read_back_as_they_were_written(tmp_path_factory: pytes
     np.testing.assert_array_equal(read, counts)
 
 
+@settings(max_examples=100, deadline=None)
+@given(names=st.lists(st.text(st.characters(), min_size=1), min_size=1, max_size=5, unique=True))
+def test_label_counts_of_classes_with_any_names_are_read_back(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    counts = np.arange(2 * len(names)).reshape(2, -1)
+    path.write_text(as_csv(counts, names), encoding="utf-8")
+    np.testing.assert_array_equal(read_csv(path, names), counts)
+    assert all(line.isprintable() for line in path.read_text(encoding="utf-8").split("\n"))
+    assert all(line.isprintable() for line in table(counts, names).split("\n"))
+
+
+def test_a_table_of_an_earlier_version_with_names_as_they_are_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("client,+,-,=\n0,1,2,3\n")
+    assert read_csv(tmp_path / "t.csv", ["+", "-", "="]).tolist() == [[1, 2, 3]]
+    assert as_csv(np.array([[1, 2, 3]]), ["+", "-", "="]).startswith("client,'+,'-,'=\n")
+
+
 def test_a_table_written_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").replace(",", ", ").encode() + b"\r\n")
     np.testing.assert_array_equal(read_csv(tmp_path / "t.csv", ["cat", "dog", "owl"]), [[1, 2, 3], [0, 0, 4]])

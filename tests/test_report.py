@@ -1,7 +1,9 @@
 """The report shows a run, finished or not, from the files in its directory, and loads nothing from elsewhere."""
 
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -125,6 +127,42 @@ def test_names_from_the_data_are_escaped(run_dir: Path) -> None:
     assert "kind <0>" not in page
     assert "kind &lt;0&gt;" in page
     assert "a &lt;processor&gt;" in page
+
+
+def test_a_browser_may_run_nothing_and_load_nothing_for_a_page(run_dir: Path) -> None:
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in write_report(run_dir).read_text()
+
+
+def test_a_link_among_the_samples_and_what_is_no_picture_are_said_and_not_shown(run_dir: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (3, 3), (1, 2, 3)).save(secret)
+    samples = run_dir / "samples"
+    whole = write_report(run_dir).read_text()
+    assert whole.count("data:image/png;base64,") == 1
+    (samples / "link.png").symlink_to(secret)
+    (samples / "key.png").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    (samples / "half.png").write_bytes((samples / "generators.png").read_bytes()[:-5])
+    (samples / "folder.png").mkdir()
+    os.mkfifo(samples / "pipe.png")
+    page = write_report(run_dir).read_text()
+    assert page.count("data:image/png;base64,") == 1
+    for reason in (
+        "link.png is a link", "key.png is no whole PNG file", "half.png is no whole PNG file",
+        "folder.png cannot be read (Is a directory)", "pipe.png cannot be read (it is no regular file)",
+    ):  # fmt: skip
+        assert f"samples: {reason}" in page
+    shutil.move(samples, tmp_path / "elsewhere")
+    samples.symlink_to(tmp_path / "elsewhere")
+    page = write_report(run_dir).read_text()
+    assert "data:image/png;base64," not in page
+    assert "samples: is a link; not shown" in page
+
+
+def test_a_finished_run_whose_records_are_gone_says_so(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").write_text("")
+    page = write_report(run_dir).read_text()
+    assert "metrics.jsonl: the records of warmup, generators, experts, meta, distill, finetune are gone" in page
 
 
 def test_a_setting_that_differs_from_the_default_stands_out_and_others_do_not(run_dir: Path) -> None:

@@ -104,6 +104,20 @@ def test_a_run_whose_clients_would_be_dealt_otherwise_is_neither_resumed_nor_eva
     assert files() == before
 
 
+def test_an_evaluation_without_records_says_so_and_keeps_the_costs_that_are_known(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    (run_dir / "metrics.jsonl").write_text("")
+    results = restored.evaluate(run_dir, Console())
+    assert f"warning: {run_dir / 'metrics.jsonl'}: the records of {', '.join(STAGES)} are gone" in capsys.readouterr().err
+    before = json.loads((finished / "results.json").read_text())
+    assert [results[cost] for cost in ("bytes", "seconds", "compile_seconds")] == [
+        before[cost] for cost in ("bytes", "seconds", "compile_seconds")
+    ]
+
+
 def copied_to(folder: Path, order: slice | np.ndarray = slice(None), of: str = "train") -> Path:
     """The digits as an .npz file, their training or test set in another order."""
     digits = load("digits", 32)

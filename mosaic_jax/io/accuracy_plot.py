@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mosaic_jax.io.charts import Axis, ticks
+from mosaic_jax.plain_text import plain
 
 SCALE = 2  # pixels of the picture for each one that a page shows
 BACKGROUND, INK, SOFT, RULE = (255, 255, 255), (40, 40, 40), (102, 112, 133), (227, 231, 238)
@@ -29,7 +30,7 @@ def accuracy_plot(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], final: Ma
     low, high = min((m - s for m, s in known), default=0.0), max((m + s for m, s in known), default=100.0)
     marks = ticks(max(low, 0.0), min(high, 100.0), whole=True)
     font = ImageFont.load_default(size=FONT_SIZE)
-    left = 2 * MARGIN + int(max((font.getlength(name) for name in shown), default=0))
+    left = 2 * MARGIN + int(max((font.getlength(plain(name)) for name in shown), default=0))
     top = MARGIN + 2 * (FONT_SIZE + GAP) + GAP
     heights = [max(len(models), 1) * LINE + GAP for models in shown.values()]
     legend = sum(_legend_width(font, name) for name in (*names, RINGED))
@@ -46,7 +47,7 @@ def accuracy_plot(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], final: Ma
     y = top
     for (name, models), height in zip(shown.items(), heights, strict=True):
         draw.line((MARGIN, y, left + WIDTH, y), RULE, SCALE)
-        draw.text((left - MARGIN // 2, y + height // 2), name, INK if models else SOFT, font, anchor="rm")
+        draw.text((left - MARGIN // 2, y + height // 2), plain(name), INK if models else SOFT, font, anchor="rm")
         for line, (model, each) in enumerate(models.items()):
             middle = y + GAP // 2 + LINE * line + LINE // 2
             mean, std = 100 * each["mean"], 100 * (each["std"] or 0.0)
@@ -78,7 +79,7 @@ def _ring(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
 
 
 def _legend_width(font: ImageFont.FreeTypeFont, name: str) -> int:
-    return 2 * RING + SCALE * 6 + int(font.getlength(name)) + 2 * GAP
+    return 2 * RING + SCALE * 6 + int(font.getlength(plain(name))) + 2 * GAP
 
 
 def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, colours: Mapping[str, tuple[int, int, int]], y: int) -> None:
@@ -88,5 +89,5 @@ def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, colours: Ma
             _dot(draw, x + RING, y, colours[name])
         else:
             _ring(draw, x + RING, y)
-        draw.text((x + 2 * RING + SCALE * 6, y), name, SOFT, font, anchor="lm")
+        draw.text((x + 2 * RING + SCALE * 6, y), plain(name), SOFT, font, anchor="lm")
         x += _legend_width(font, name)

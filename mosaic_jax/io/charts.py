@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from mosaic_jax.io.page import escape
+from mosaic_jax.plain_text import plain
 
 WIDTH, HEIGHT = 520, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
@@ -70,6 +72,7 @@ def heat_map(
 
     axes: what rows and columns are. Numbers stand in the cells of up to 20 columns; tooltips everywhere.
     """
+    row_names, column_names = list(map(plain, row_names)), list(map(plain, column_names))
     num_rows, num_columns = len(values), len(column_names)
     numbers = num_columns <= 20
     cell_width = max(6.0, min(44.0, 640 / num_columns))

@@ -1,10 +1,9 @@
 """The directory of a comparison: OUT/<row>/seed<N>, and comparison.json, .csv, .txt, .png and report.html over them."""
 
-import base64
+import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,9 +13,10 @@ from mosaic_jax.io import metrics, run_record, seeds_directory
 from mosaic_jax.io.accuracy_plot import SCALE, accuracy_plot
 from mosaic_jax.io.comparison_table import as_csv, as_text, cells, heading
 from mosaic_jax.io.data_digests import read_data
-from mosaic_jax.io.page import page, table
+from mosaic_jax.io.json_forms import COMPARISON, wrong_comparison
+from mosaic_jax.io.page import escape, page, picture, table
 from mosaic_jax.io.results_file import finished
-from mosaic_jax.io.samples import save_grid
+from mosaic_jax.io.samples import read_png, save_grid
 from mosaic_jax.io.whole_files import read_json, write_json, write_text
 from mosaic_jax.rows import Row
 
@@ -112,7 +112,7 @@ def write(out: Path, summary: Mapping[str, Any]) -> None:
 def read_summary(out: Path) -> dict[str, Any]:
     """comparison.json; raises ConfigError where it is damaged, or gone."""
     path, remedy = out / "comparison.json", "`mosaic-jax compare` writes it again"
-    summary = read_json(path, remedy)
+    summary = read_json(path, remedy, COMPARISON, wrong_comparison)
     if summary is None:
         raise ConfigError(f"{path}: cannot be read: it is not there; {remedy}")
     return summary
@@ -122,22 +122,26 @@ def write_index(out: Path) -> Path:
     """Writes OUT/report.html out of comparison.json and comparison.png, the runs' own reports as they are; returns its path."""
     summary = read_summary(out)
     name = out.resolve().name
-    picture = out / "comparison.png"
     sections = [
         f'<h1>{escape(name)}</h1><p class="soft">{escape(heading(summary))}</p>', table(*cells(summary)),
-        _figure(picture) if picture.exists() else "", f"<h2>Runs</h2>{table_of_runs(out, summary)}",
+        _figure(out / "comparison.png"), f"<h2>Runs</h2>{table_of_runs(out, summary)}",
     ]  # fmt: skip
     path = out / "report.html"
     write_text(path, page(f"Comparison {name}", sections))
     return path
 
 
-def _figure(picture: Path) -> str:
-    data = base64.b64encode(picture.read_bytes())
+def _figure(path: Path) -> str:
+    """The picture, empty where there is none yet."""
+    if not path.exists():
+        return ""
+    try:
+        png = read_png(path)
+    except ConfigError as error:
+        return f'<div class="note">{escape(str(error))}; not shown. `mosaic-jax compare` draws it again.</div>'
     # Twice as many pixels as the page shows, for fine screens.
-    width = int.from_bytes(picture.read_bytes()[16:20], "big") // SCALE
-    image = f'<img alt="test accuracy of every row" style="width:{width}px" src="data:image/png;base64,{data.decode()}">'
-    return f"<h2>Test accuracy</h2><figure>{image}</figure>"
+    width = int.from_bytes(png[16:20], "big") // SCALE
+    return f"<h2>Test accuracy</h2><figure>{picture(png, 'test accuracy of every row', f'width:{width}px')}</figure>"
 
 
 def table_of_runs(out: Path, summary: Mapping[str, Any]) -> str:
@@ -148,7 +152,9 @@ def table_of_runs(out: Path, summary: Mapping[str, Any]) -> str:
         for seed in summary["seeds"]:
             report = run_dir(out, row["row"], seed) / "report.html"
             reason = row["failed"].get(str(seed), "") or ("to come" if seed in row["to_come"] else "")
-            shown = f'<a href="{quote(report.relative_to(out).as_posix())}">seed {seed}</a>' if report.exists() else f"seed {seed}"
+            shown = f"seed {seed}"
+            if os.path.exists(report):  # False also for a name that no file can have
+                shown = f'<a href="{quote(os.fsencode(report.relative_to(out)))}">{shown}</a>'
             links.append(f"{shown} ({escape(reason)})" if reason else shown)
         items += f"<li>{escape(row['row'])}: {', '.join(links)}</li>"
     return f"<ul>{items}</ul>"

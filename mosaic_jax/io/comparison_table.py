@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mosaic_jax.io.console import mean_and_deviation
+from mosaic_jax.plain_text import plain, plain_cell
 
 COSTS = ("rounds", "bytes_up", "bytes_down", "seconds", "compile_seconds")
 
@@ -37,7 +38,7 @@ def cells(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             costs = [str(row["rounds"]), up, down, f"{row['seconds']:,.1f}", f"{row['compile_seconds']:,.1f}"]
         name = f"{row['row']} (control)" if row["control"] else row["row"]
         lines.append([name, final, *(tests.get(model, "-") for model in models), *costs, _seeds(row, len(summary["seeds"]))])
-    return head, lines
+    return list(map(plain, head)), [list(map(plain, line)) for line in lines]
 
 
 def _seeds(row: Mapping[str, Any], asked: int) -> str:
@@ -76,9 +77,9 @@ def as_csv(summary: Mapping[str, Any]) -> str:
     ])  # fmt: skip
     nothing = {measure: {"mean": None, "std": None} for measure in measures}
     for row in summary["rows"]:
-        common = [row["row"], row["control"], row["method"], len(row["seeds"]), len(row["failed"])]
+        common = [*(plain_cell(row[name]) for name in ("row", "control", "method")), len(row["seeds"]), len(row["failed"])]
         for model, each in (row["models"] or {"": nothing}).items():
             numbers = [each[measure][value] for measure in measures for value in ("mean", "std")]
             final = str(model == row["final"]).lower()
-            writer.writerow([*common, model, final, *numbers, *(row.get(cost) for cost in COSTS)])
+            writer.writerow([*common, plain_cell(model), final, *numbers, *(row.get(cost) for cost in COSTS)])
     return text.getvalue()

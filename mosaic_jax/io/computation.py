@@ -9,9 +9,11 @@ from mosaic_jax import jax_settings, ops
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io import native_library
 from mosaic_jax.io.whole_files import read_json, write_json
+from mosaic_jax.json_file import TEXT
 from mosaic_jax.ops.lowering import stacked_form
 
 NAME = "computation.json"
+RECORDS = {"records": [{str: TEXT}]}
 
 
 def computation() -> dict[str, str]:
@@ -40,6 +42,6 @@ def record(run_dir: Path, warning: Callable[[str], None]) -> None:
 def read(run_dir: Path) -> list[dict[str, str]]:
     """The records of a run, oldest first; none where an older version began it or the file is damaged."""
     try:
-        return (read_json(run_dir / NAME, "") or {}).get("records", [])
+        return (read_json(run_dir / NAME, "", RECORDS) or {}).get("records", [])
     except ConfigError:
         return []

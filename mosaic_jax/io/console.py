@@ -1,16 +1,23 @@
 """What a person sees in the terminal: progress, messages and the result table."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TextIO
 
 import rich.console
+from rich.cells import cell_len
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from mosaic_jax.plain_text import fitting, plain, say
+
+ACCURACY_COLUMNS = ("model", "validation % ", "test % ")
 COST_COLUMNS = ("stage", "sent up", "sent down", "time", "compiling")
+WRAPPED_FROM = 24  # characters of a cell
+UNBOUNDED = 10**6  # a width that no table reaches
+LIVE_WIDTH = 60  # of a narrower terminal a bar would leave no room for numbers
 PLAIN_WIDTH = 160  # a log file has no width; rich would otherwise cut at 80
 PLAIN_PERIOD = 60.0  # seconds between progress lines in a log
 
@@ -30,34 +37,39 @@ class Console:
 
     def __init__(self, *, verbose: bool = False, quiet: bool = False, silent: bool = False, file: TextIO | None = None) -> None:
         self.verbose, self.quiet, self.silent = verbose, quiet or silent, silent
-        self._out = _Terminal(file=file, highlight=False, markup=False)
+        self._options: dict[str, Any] = {"file": file, "highlight": False, "markup": False, "emoji": False}
+        self._out = _Terminal(**self._options)
         self.terminal = self._out.is_terminal
         if not self.terminal:
-            self._out = _Terminal(file=file, highlight=False, markup=False, width=PLAIN_WIDTH)
+            self._out = _Terminal(**self._options, width=PLAIN_WIDTH)
+
+    def _fitting(self, text: str) -> str:
+        """A text as this output can show it, on one line."""
+        return fitting(plain(text), self._out.file)
 
     def message(self, text: str) -> None:
         """A line about what happens."""
         if not self.quiet:
-            self._out.print(text, soft_wrap=True)
+            self._out.print(self._fitting(text), soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """A line about what may be wrong, on standard error."""
         if not self.silent:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            say("warning", text)
 
     def error(self, text: str) -> None:
         """A line about what stopped the run, on standard error."""
         if not self.silent:
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            say("error", text)
 
     @contextmanager
     def progress(self, stage: str, total: int, done: int = 0, unit: str = "steps") -> Iterator["StageProgress"]:
         """A stage of `total` steps, `done` of them in an earlier run; call `.advance(steps, note)` on what it yields."""
         live = None
-        if self.terminal and not self.quiet:
+        if self.terminal and not self.quiet and self._out.width >= LIVE_WIDTH:
             live = Progress(
-                TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                _text("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _text("{task.fields[rate]}"),
+                TimeElapsedColumn(), _text("left"), TimeRemainingColumn(), _text("{task.fields[note]}"),
                 console=self._out,
             )
             live.start()
@@ -69,33 +81,60 @@ class Console:
                 live.stop()
         stage_progress.finish()
 
-    def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Text in columns; those whose heading ends in a space are aligned to the right."""
+    def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], total: bool = False) -> None:
+        """Text in columns; those whose heading ends in a space are aligned to the right. total: a line sets the last row apart.
+
+        Long cells are wrapped to the width of a terminal and short ones never; one that is too narrow wraps the lines itself.
+        """
         if self.quiet:
             return
-        table = Table(title=title, title_justify="left")
-        for heading in headings:
-            table.add_column(heading.strip(), justify="right" if heading.endswith(" ") else "left")
-        for row in rows:
-            table.add_row(*row)
-        self._out.print(table)
+        table = Table(title=self._fitting(title), title_justify="left")
+        cells = [[self._fitting(cell) for cell in row] for row in (headings, *rows)]
+        for heading, *column in zip(*cells, strict=True):
+            longest = max(map(cell_len, (heading.strip(), *column)))
+            whole = longest <= WRAPPED_FROM
+            table.add_column(
+                heading.strip(), justify="right" if heading.endswith(" ") else "left", overflow="fold", no_wrap=whole,
+                min_width=longest if whole else None,
+            )  # fmt: skip
+        for place, row in enumerate(cells[1:], 1):
+            table.add_row(*row, end_section=total and place == len(rows) - 1)
+        least, out = Measurement.get(self._out, self._out.options.update(width=UNBOUNDED), table).minimum, self._out
+        if least > out.width:
+            out = _Terminal(**self._options, width=least)
+        out.print(table)
 
     def result_table(self, results: Mapping[str, Any], verbose: bool | None = None) -> None:
         """Accuracies of every model, bytes and seconds of every stage; per class when verbose."""
-        if self.quiet:
-            return
-        self._out.print(accuracy_table(results))
+        names = present_models(results)
+        models = [(name, results["models"][name]) for name in names]
+        self.table(
+            f"{results['method']}, seed {results['seed']}", ACCURACY_COLUMNS,
+            [(name, percent(model.get("validation")), percent(model.get("test"))) for name, model in models],
+        )  # fmt: skip
         if self.verbose if verbose is None else verbose:
-            self._out.print(class_table(results))
-        if results.get("seconds") or results.get("bytes"):
-            self._out.print(cost_table(results))
+            self.table(
+                "test accuracy per class, %", ("class", *(f"{name} " for name in names)),
+                [(class_name, *(percent(model["test_per_class"][index]) for _, model in models))
+                 for index, class_name in enumerate(results["class_names"])],
+            )  # fmt: skip
+        if rows := cost_rows(results):
+            self.table("costs", (COST_COLUMNS[0], *(f"{heading} " for heading in COST_COLUMNS[1:])), rows, total=True)
         if results.get("hardware"):
             self.message(f"hardware: {results['hardware']}")
 
     def seeds_table(self, summary: Mapping[str, Any]) -> None:
         """Mean and standard deviation over seeds of every model's accuracies; summary: what seeds.json holds."""
-        if not self.quiet:
-            self._out.print(means_table(summary))
+        self.table(
+            f"{summary['method']}, seeds {', '.join(map(str, summary['seeds']))}", ACCURACY_COLUMNS,
+            [(name, *(mean_and_deviation(model[which]) for which in ("validation", "test")))
+             for name, model in summary["models"].items()],
+        )  # fmt: skip
+
+
+def _text(template: str) -> TextColumn:
+    """A part of a progress line, cut where the terminal ends: without rich's ellipsis, which few encodings have."""
+    return TextColumn(template, markup=False, table_column=Column(no_wrap=True, overflow="crop"))
 
 
 class StageProgress:
@@ -129,52 +168,6 @@ class StageProgress:
         if self._live is None:
             seconds = monotonic() - self._started
             self._console.message(f"{self._stage}: {self._done}/{self._total} in {duration(seconds)}")
-
-
-def accuracy_table(results: Mapping[str, Any]) -> Table:
-    """Rows are models, columns validation and test accuracy in percent."""
-    table = Table(title=f"{results['method']}, seed {results['seed']}", title_justify="left")
-    table.add_column("model")
-    table.add_column("validation %", justify="right")
-    table.add_column("test %", justify="right")
-    for name in present_models(results):
-        model = results["models"][name]
-        table.add_row(name, percent(model.get("validation")), percent(model.get("test")))
-    return table
-
-
-def means_table(summary: Mapping[str, Any]) -> Table:
-    """`accuracy_table` of several seeds: mean ± sample standard deviation."""
-    table = Table(title=f"{summary['method']}, seeds {', '.join(map(str, summary['seeds']))}", title_justify="left")
-    table.add_column("model")
-    table.add_column("validation %", justify="right")
-    table.add_column("test %", justify="right")
-    for name, model in summary["models"].items():
-        table.add_row(name, mean_and_deviation(model["validation"]), mean_and_deviation(model["test"]))
-    return table
-
-
-def class_table(results: Mapping[str, Any]) -> Table:
-    """Rows are classes, columns the test accuracy of every model in percent."""
-    names = present_models(results)
-    table = Table(title="test accuracy per class, %", title_justify="left")
-    table.add_column("class")
-    for name in names:
-        table.add_column(name, justify="right")
-    for index, class_name in enumerate(results["class_names"]):
-        table.add_row(class_name, *(percent(results["models"][name]["test_per_class"][index]) for name in names))
-    return table
-
-
-def cost_table(results: Mapping[str, Any]) -> Table:
-    """`cost_rows` for the terminal."""
-    table = Table(title="costs", title_justify="left")
-    for place, heading in enumerate(COST_COLUMNS):
-        table.add_column(heading, justify="right" if place else "left")
-    rows = cost_rows(results)
-    for place, row in enumerate(rows):
-        table.add_row(*row, end_section=place == len(rows) - 2)
-    return table
 
 
 def cost_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:

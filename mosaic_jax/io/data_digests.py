@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.whole_files import read_json, write_json
+from mosaic_jax.json_file import TEXT
 from mosaic_jax.types import Dataset, Splits
 
 BLOCK = 2**24  # bytes that one thread digests at a time
@@ -62,7 +63,7 @@ def read_data(run_dir: Path) -> dict[str, str] | None:
     """The digests in data.json, None where there is none; raises ConfigError for a damaged file."""
     path = run_dir / "data.json"
     try:
-        return read_json(path, "")
+        return read_json(path, "", {str: TEXT})
     except ConfigError as error:
         raise ConfigError(f"--run-dir {run_dir}: {path} is damaged; restore it, or delete it if the data are the same") from error
 

@@ -22,7 +22,8 @@ def write_directory_report(directory: Path, console: Console) -> None:
         from mosaic_jax.io.comparison_table import as_text
 
         def show(summary: Mapping[str, Any]) -> None:
-            console.message(as_text(summary))
+            for line in as_text(summary).splitlines():
+                console.message(line)
     else:
         check_run_dir(directory, checkpoints=False)
         from mosaic_jax.io.report import write_report as write

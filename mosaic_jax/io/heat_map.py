@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mosaic_jax.plain_text import plain
+
 BACKGROUND, INK, SOFT, EMPTY = (255, 255, 255), (40, 40, 40), (102, 112, 133), (243, 245, 248)
 LIGHT, DARK = np.array([219, 232, 255]), np.array([23, 64, 150])  # of one image and of the most
 HEIGHT, WIDTH, BAR = 800, 640, 160  # largest height and width of the cells, and width of the largest client's bar
@@ -17,7 +19,7 @@ def heat_map(label_counts: np.ndarray, class_names: Sequence[str], title: str) -
     Of more clients than there are rows of pixels, neighbours share a row, which then shows their mean.
     label_counts: integers [C, K]. Returns u8[height, width, 3].
     """
-    counts = np.asarray(label_counts)
+    counts, class_names, title = np.asarray(label_counts), list(map(plain, class_names)), plain(title)
     num_clients, num_classes = counts.shape
     together = _round_number(num_clients / HEIGHT)  # clients of a row
     starts = np.arange(0, num_clients, together)

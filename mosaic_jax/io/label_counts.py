@@ -9,6 +9,7 @@ import numpy as np
 
 from mosaic_jax.config import ConfigError, PartitionConfig
 from mosaic_jax.config_io import one_line
+from mosaic_jax.plain_text import plain, plain_cell
 from mosaic_jax.sources import absolute
 
 WHOLE_TABLE, FIRST, LAST = 50, 10, 2  # clients of a table printed whole; of a longer one, clients printed at its two ends
@@ -21,7 +22,7 @@ def table(label_counts: np.ndarray, class_names: Sequence[str]) -> str:
     A row for each client and a column for each class; classes by clients where only that fits the width. Of many clients the
     first and the last ones; of many clients and classes, the largest classes of each of them.
     """
-    counts, num_clients = np.asarray(label_counts), len(label_counts)
+    counts, num_clients, class_names = np.asarray(label_counts), len(label_counts), list(map(plain, class_names))
     totals = counts.sum(axis=1)
     if len(class_names) > COLUMNS >= num_clients:
         rows = [["class", *map(str, range(num_clients)), "total"]]
@@ -63,10 +64,10 @@ def summary(label_counts: np.ndarray, num_images: int) -> str:
 
 
 def as_csv(label_counts: np.ndarray, class_names: Sequence[str]) -> str:
-    """A row `client,CLASS,CLASS,...`, then a row for each client; `read_csv` reads it back."""
+    """A row `client,CLASS,CLASS,...`, then a row for each client; `read_csv` reads it back. Names are made safe to show."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["client", *class_names])
+    writer.writerow(["client", *map(plain_cell, class_names)])
     writer.writerows([client, *row] for client, row in enumerate(np.asarray(label_counts).tolist()))
     return text.getvalue()
 
@@ -85,10 +86,12 @@ def read_csv(path: Path, class_names: Sequence[str]) -> np.ndarray:
             rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if any(row)]
     except (OSError, UnicodeError, csv.Error) as error:
         raise bad(f": cannot be read ({one_line(error)}); name a CSV file") from error
-    head, form = ["client", *class_names], f"client,{class_names[0]},...,{class_names[-1]}"
+    head = ["client", *(plain_cell(name).strip() for name in class_names)]
+    as_they_are = ["client", *(name.strip() for name in class_names)]  # as earlier versions wrote them
+    form = f"client,{head[1]},...,{head[-1]}"
     if len(rows) < 2:
         raise bad(f": must hold the row {form} and a row for each client")
-    if (found := rows[0][1]) != head:
+    if (found := rows[0][1]) not in (head, as_they_are):
         wrong = next((f"{a!r} where {b!r} should be" for a, b in zip(found, head, strict=False) if a != b), f"{len(found)} columns")
         raise bad(f": its first row has {wrong}; it must be {form}, all {len(class_names)} classes in order")
     counts = np.zeros((len(rows) - 1, len(class_names)), np.int64)
@@ -102,6 +105,14 @@ def read_csv(path: Path, class_names: Sequence[str]) -> np.ndarray:
                 raise bad(f", line {line}: {cell!r} images of class {class_names[column]!r}; write a whole number from 0")
             counts[client, column] = int(cell)
     return counts
+
+
+def holds(path: Path, label_counts: np.ndarray, class_names: Sequence[str]) -> bool:
+    """Whether a file holds these label counts [C, K] of these classes."""
+    try:
+        return np.array_equal(read_csv(path, class_names), label_counts)
+    except ConfigError:
+        return False
 
 
 def read_table(config: PartitionConfig, class_names: Sequence[str]) -> np.ndarray | None:

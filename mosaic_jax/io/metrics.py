@@ -3,14 +3,16 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.whole_files import naming, write_text
+from mosaic_jax.json_file import COUNT, NUMBER, TEXT, or_null, parse_json
 
 FILE = "metrics.jsonl"
+RECORD = {"stage": TEXT, "step": COUNT, "round?": COUNT, "name": TEXT, "value": or_null(NUMBER), "seconds?": NUMBER}
 
 
 class MetricsLog:
@@ -95,19 +97,34 @@ def round_to_milliseconds(seconds: float) -> float:
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """Every record of a run's metrics.jsonl in order; lines that are not whole records (a killed write) are left out."""
+    """Every record of a run's metrics.jsonl in order; lines that are no records are left out, as `complaints` says."""
+    return _read(run_dir)[0]
+
+
+def complaints(run_dir: Path, stages: Iterable[str]) -> list[str]:
+    """What metrics.jsonl lacks: lines that are no records, but for a last one cut short by a kill, and the records of `stages`,
+    which have all written some."""
+    records, damaged = _read(run_dir)
+    absent = [stage for stage in stages if stage not in {record["stage"] for record in records}]
+    found = [f"damaged lines, left out: {damaged}"] if damaged else []
+    if absent:
+        found.append(f"the records of {', '.join(absent)} are gone (curves, seconds, bytes); restore the file")
+    return found
+
+
+def _read(run_dir: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records, and how many other lines there are."""
     path = run_dir / FILE
     if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        return [], 0
+    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records, damaged = [], 0
+    for place, line in enumerate([*lines, last]):
         try:
-            record = json.loads(line)
+            records.append(parse_json(line, RECORD))
         except ValueError:
-            continue
-        if isinstance(record, dict) and {"stage", "step", "name", "value"} <= record.keys():
-            records.append(record)
-    return records
+            damaged += place < len(lines)
+    return records, damaged
 
 
 def event_writer(directory: Path) -> Any:

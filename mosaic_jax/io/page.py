@@ -1,7 +1,10 @@
-"""A self-contained HTML page: its style, light and dark, its frame and its tables."""
+"""A self-contained HTML page: its style, light and dark, its frame, its texts, pictures and tables."""
 
+import base64
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
+
+from mosaic_jax.plain_text import plain
 
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1d2430; --soft: #667085; --rule: #e3e7ee; --box: #f7f8fa;
@@ -37,11 +40,27 @@ summary { cursor: pointer; margin: 8px 0; color: var(--soft); }
 )
 
 
+# What a browser may do for a page, whatever came into it: no script, nothing from elsewhere.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def escape(text: str) -> str:
+    """A text as HTML shows it, in an element or in a quoted attribute."""
+    return html.escape(plain(text))
+
+
+def picture(png: bytes, alt: str, style: str = "") -> str:
+    """An <img> that holds the picture; png: what a PNG file holds."""
+    styled = f' style="{style}"' if style else ""
+    return f'<img alt="{escape(alt)}"{styled} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
 def page(title: str, sections: Iterable[str]) -> str:
     """A whole HTML document of the sections that are not empty."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body>\n{chr(10).join(filter(None, sections))}\n</body></html>\n"
     )

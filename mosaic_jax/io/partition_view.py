@@ -25,8 +25,7 @@ SHOWN_CLIENTS, SHOWN_IMAGES = 10, 12
 
 @jax_settings.fixed()
 def show_partition(config: Config, out: Path | None, console: Console) -> None:
-    """Prints how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None; console: hears of
-    progress in reading and dealing them.
+    """Says on the console how the training images are dealt; out: where a heat map goes, the CSV file beside it, or None.
 
     Under feature skew, images of up to ten clients as they see them go beside it as well, to `.images.png`. Raises ConfigError
     where the partition cannot be made, and where the CSV file would be written over the table it is made of.
@@ -42,12 +41,13 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     seconds = time.perf_counter() - started
     counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
     title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"
-    print(title, table(counts, dataset.class_names), summary(counts, len(dataset.train_labels)), sep="\n")
-    print(f"dealt in {seconds:.2f} s")
+    for line in (title, *table(counts, dataset.class_names).split("\n"), summary(counts, len(dataset.train_labels))):
+        console.message(line)
+    console.message(f"dealt in {seconds:.2f} s")
     if out is not None:
         with answering_for(out):
             written = _write(config, out, dataset, dealt, counts, title)
-        print(f"written: {', '.join(map(str, written))}")
+        console.message(f"written: {', '.join(map(str, written))}")
 
 
 def _write(config: Config, out: Path, dataset: Dataset, dealt: Partition, counts: np.ndarray, title: str) -> list[Path]:

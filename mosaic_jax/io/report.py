@@ -1,24 +1,25 @@
 """RUN_DIR/report.html: one page about a run, made from the files of its directory, loading nothing from elsewhere."""
 
-import base64
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from mosaic_jax.config import Config
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import flatten, load_json
 from mosaic_jax.data.partition import describe
 from mosaic_jax.io import metrics
 from mosaic_jax.io.charts import Series, heat_map, line_chart
 from mosaic_jax.io.console import COST_COLUMNS, cost_rows, percent, present_models
-from mosaic_jax.io.page import fold, page, table
+from mosaic_jax.io.page import escape, fold, page, picture, table
 from mosaic_jax.io.results_file import read_results
+from mosaic_jax.io.samples import read_png
 from mosaic_jax.io.whole_files import write_text
 from mosaic_jax.settings import settings, show
 
 HISTOGRAM = "teacher_histogram/"
-DRAWN_CLIENTS = 200  # of a partition; thousands would be a page of many megabytes
+OF_CLASS = re.compile(r"teacher_histogram/client(\d{1,9})/class(\d{1,9})")
+DRAWN_CLIENTS, DRAWN_CLASSES = 200, 1000  # thousands of clients would be a page of many megabytes
 COSTS = ("elapsed_seconds", "compile_seconds", "bytes_up", "bytes_down")
 ACCURACIES = ("validation", "best_validation", "accuracy", "test")
 
@@ -34,14 +35,28 @@ def write_report(run_dir: Path, results: Mapping[str, Any] | None = None) -> Pat
     config = load_json(run_dir / "config.json")
     results = (read_results(run_dir) or {}) if results is None else results
     records = metrics.read(run_dir)
-    pictures = sorted((run_dir / "samples").glob("*.png"))
+    pictures, refused = read_samples(run_dir / "samples")
     sections = [
-        heading(run_dir, config, results), missing(results, records, pictures), accuracies(results), curves(records),
-        partition_and_histogram(results, records), samples(pictures), confusion(results), costs(results), configuration(config),
-    ]
+        heading(run_dir, config, results), missing(results, records, pictures), lost(run_dir, results, records, refused),
+        accuracies(results), curves(records), partition_and_histogram(results, records), samples(pictures), confusion(results),
+        costs(results), configuration(config),
+    ]  # fmt: skip
     path = run_dir / "report.html"
     write_text(path, page(f"Mosaic run {run_dir.resolve().name}", sections))
     return path
+
+
+def read_samples(directory: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The PNG files of samples/ by name, and what is wrong with others that are called so: a link might lead to any file."""
+    if directory.is_symlink():
+        return {}, ["is a link"]
+    found, refused = {}, []
+    for path in sorted(directory.glob("*.png")):
+        try:
+            found[path.stem] = read_png(path)
+        except ConfigError as error:
+            refused.append(str(error))
+    return found, refused
 
 
 def heading(run_dir: Path, config: Config, results: Mapping[str, Any]) -> str:
@@ -54,7 +69,7 @@ def heading(run_dir: Path, config: Config, results: Mapping[str, Any]) -> str:
     return f'<h1>{escape(run_dir.resolve().name)}</h1><p class="soft">{escape(" · ".join(filter(None, facts)))}</p>'
 
 
-def missing(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], pictures: Sequence[Path]) -> str:
+def missing(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], pictures: Mapping[str, bytes]) -> str:
     """What a run that is not finished lacks; empty for a finished one."""
     lacks = []
     if results:
@@ -69,6 +84,13 @@ def missing(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], pi
     if not pictures and "generators" in results.get("stages", ["generators"]):
         lacks.append("samples/*.png (pictures of the generators)")
     return f'<div class="note">Not there yet: {escape("; ".join(lacks))}.</div>' if lacks else ""
+
+
+def lost(run_dir: Path, results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], refused: Sequence[str]) -> str:
+    """What was there once and is gone, and what is there and not shown; empty where all is well."""
+    notes = [f"metrics.jsonl: {complaint}" for complaint in metrics.complaints(run_dir, results.get("stages_done", ()))]
+    notes += [f"samples: {reason}; not shown" for reason in refused]
+    return "".join(f'<div class="note">{escape(note)}</div>' for note in notes)
 
 
 def accuracies(results: Mapping[str, Any]) -> str:
@@ -132,47 +154,56 @@ def rounds_chart(points: Mapping[str, Mapping[str, Series]]) -> str:
 
 def partition_and_histogram(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """The label counts of the clients, and the classes that the teacher sees in what each generator draws beside their shares."""
-    counts, shares = results.get("label_counts"), teacher_histogram(records)
+    class_names, counts = results.get("class_names"), (results.get("label_counts") or [])[:DRAWN_CLIENTS]
+    shares = teacher_histogram(records, len(class_names or ()) or DRAWN_CLASSES)
+    total = len(results.get("label_counts") or ())
+    of_some = f", the first {DRAWN_CLIENTS} of {total} clients" if total > DRAWN_CLIENTS else ""
     axes = ("client", "class")
     rows = []
     if counts:
-        clients = [str(client) for client in range(min(len(counts), DRAWN_CLIENTS))]
-        title = "Training images" + (f", the first {DRAWN_CLIENTS} of {len(counts)} clients" if len(counts) > DRAWN_CLIENTS else "")
-        rows.append([heat_map(title, counts[:DRAWN_CLIENTS], clients, results["class_names"], axes)])
+        rows.append([heat_map(f"Training images{of_some}", counts, numbered(counts), class_names, axes)])
     if shares:
-        clients = [str(client) for client in range(len(shares))]
-        names = results.get("class_names") or [str(label) for label in range(len(shares[0]))]
+        names = class_names or numbered(shares[0])
         row = []
         if counts:
             own = [[100 * count / (sum(of_client) or 1) for count in of_client] for of_client in counts]
-            row.append(heat_map("The clients' own labels, %", own, clients, names, axes, shade_rows=True))
-        teacher = [[100 * share for share in of_client] for of_client in shares]
-        row.append(heat_map("The teacher's classes on generated images, %", teacher, clients, names, axes, shade_rows=True))
+            row.append(heat_map(f"The clients' own labels, %{of_some}", own, numbered(own), names, axes, shade_rows=True))
+        teacher = [[100 * share for share in of_client] + [0.0] * (len(names) - len(of_client)) for of_client in shares]
+        title = f"The teacher's classes on generated images, %{of_some}"
+        row.append(heat_map(title, teacher, numbered(teacher), names, axes, shade_rows=True))
         rows.append(row)
     drawn = "".join(f'<div class="row">{"".join(row)}</div>' for row in rows)
     return f"<h2>Partition</h2>{drawn}" if drawn else ""
 
 
-def teacher_histogram(records: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Shares [C][K] of the newest records named teacher_histogram/client<i>/class<k>; empty if there are none."""
+def numbered(values: Sequence[Any]) -> list[str]:
+    """0, 1, 2, ... for as many as there are."""
+    return [str(place) for place in range(len(values))]
+
+
+def teacher_histogram(records: Sequence[Mapping[str, Any]], most_classes: int = DRAWN_CLASSES) -> list[list[float]]:
+    """Shares [C][K] of the newest records named teacher_histogram/client<i>/class<k>; empty if there are none.
+
+    Of more clients than are drawn, or more classes than most_classes, the first ones.
+    """
     found: dict[tuple[int, int], float] = {}
     for record in records:
-        if record["name"].startswith(HISTOGRAM):
-            client, label = record["name"].removeprefix(HISTOGRAM).split("/")
-            found[int(client.removeprefix("client")), int(label.removeprefix("class"))] = record["value"] or 0.0
+        if name := OF_CLASS.fullmatch(record["name"]):
+            client, label = int(name[1]), int(name[2])
+            if client < DRAWN_CLIENTS and label < most_classes:
+                found[client, label] = max(record["value"] or 0.0, 0.0)
     if not found:
         return []
     num_clients, num_classes = (1 + max(key[axis] for key in found) for axis in (0, 1))
     return [[found.get((client, label), 0.0) for label in range(num_classes)] for client in range(num_clients)]
 
 
-def samples(pictures: Sequence[Path]) -> str:
+def samples(pictures: Mapping[str, bytes]) -> str:
     """The pictures of samples/, held in the page."""
     figures = ""
-    for path in pictures:
-        data = base64.b64encode(path.read_bytes()).decode()
-        name = escape(path.stem.replace("_", " "))
-        figures += f'<figure><figcaption>{name}</figcaption><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    for stem, png in pictures.items():
+        name = stem.replace("_", " ")
+        figures += f"<figure><figcaption>{escape(name)}</figcaption>{picture(png, name)}</figure>"
     return f"<h2>Samples: real images next to generated ones</h2>{figures}" if figures else ""
 
 

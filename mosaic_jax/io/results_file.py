@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import ConfigError
+from mosaic_jax.io.json_forms import RESULTS, wrong_results
 from mosaic_jax.io.whole_files import read_json, write_json
 
 FILE = "results.json"
@@ -17,13 +18,13 @@ def write_results(run_dir: Path, results: Mapping[str, Any]) -> None:
 
 def read_results(run_dir: Path) -> dict[str, Any] | None:
     """results.json, None before a run has written it; raises ConfigError where it is damaged."""
-    return read_json(run_dir / FILE, "`mosaic-jax evaluate` makes it again from the checkpoints")
+    return read_json(run_dir / FILE, "`mosaic-jax evaluate` makes it again from the checkpoints", RESULTS, wrong_results)
 
 
 def readable_results(run_dir: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
     """results.json for one who is about to make it again: a damaged one is said through `warn`, and None."""
     try:
-        return read_json(run_dir / FILE, "it is made again from the checkpoints")
+        return read_json(run_dir / FILE, "it is made again from the checkpoints", RESULTS, wrong_results)
     except ConfigError as error:
         warn(str(error))
         return None

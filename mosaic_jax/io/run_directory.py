@@ -8,7 +8,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mosaic_jax import processes
 from mosaic_jax.config import PLACEMENT, Config, ConfigError
 from mosaic_jax.config_io import differences, load_json, save_json, with_absolute_paths
 from mosaic_jax.data.named import with_own_settings
+from mosaic_jax.io.label_counts import holds
 from mosaic_jax.io.metrics import read
 from mosaic_jax.io.results_file import FILE, finished
 from mosaic_jax.io.whole_files import replacing
@@ -132,10 +133,10 @@ def write_config(run_dir: Path, config: Config) -> None:
         save_json(with_absolute_paths(config), half)
 
 
-def check_partition(run_dir: Path, label_counts: str) -> None:
-    """Raises ConfigError where partition.csv, of the run's start, holds other label counts than the text of those dealt now."""
+def check_partition(run_dir: Path, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raises ConfigError where partition.csv, of the run's start, holds other label counts than those dealt now."""
     path = run_dir / "partition.csv"
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != label_counts:
+    if path.exists() and not holds(path, counts, class_names):
         raise ConfigError(
             f"--run-dir {run_dir}: its run began with other clients ({path}) than the data and the partition give now; "
             "restore them, or name another directory"

@@ -11,12 +11,16 @@ from typing import Any
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, flatten
 from mosaic_jax.io.whole_files import read_json, write_json
+from mosaic_jax.json_file import AMOUNT, ANYTHING, COUNT, NUMBER, SHARE, TEXT, or_null
 
 # Names that stay as they are: whoever reads these files may count on them.
-FIELDS = (
-    "dataset", "protocol", "row", "method", "alpha", "seed", "commit", "hardware", "seconds", "bytes_up", "bytes_down",
-    "final_test", "student_test", "teacher_test", "validation",
-)  # fmt: skip
+_OF_FIELDS = {
+    "dataset": TEXT, "protocol": TEXT, "row": TEXT, "method": TEXT, "alpha": NUMBER, "seed": COUNT, "commit": TEXT,
+    "hardware": TEXT, "seconds": AMOUNT, "bytes_up": AMOUNT, "bytes_down": AMOUNT, "final_test": or_null(SHARE),
+    "student_test": or_null(SHARE), "teacher_test": or_null(SHARE), "validation": or_null(SHARE),
+}  # fmt: skip
+FIELDS = tuple(_OF_FIELDS)
+RECORD = {**_OF_FIELDS, "stages": {str: {"steps?": COUNT, "seconds?": AMOUNT}}, "config": {str: ANYTHING}}
 
 
 def dataset_name(source: str) -> str:
@@ -92,8 +96,7 @@ def write(directory: Path, values: Mapping[str, Any]) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The record in a file; raises ConfigError where it is none."""
     remedy = "name files that `mosaic-jax compare` wrote"
-    values = read_json(path, remedy) or {}
-    missing = [name for name in FIELDS if name not in values]
-    if missing:
-        raise ConfigError(f"{path}: holds no result of a run ({missing[0]} is missing); {remedy}")
+    values = read_json(path, remedy, RECORD)
+    if values is None:
+        raise ConfigError(f"{path}: cannot be read: it is not there; {remedy}")
     return values

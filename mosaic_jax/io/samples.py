@@ -9,7 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mosaic_jax.config import ConfigError
 from mosaic_jax.io.whole_files import replacing
+from mosaic_jax.json_file import read_regular
 
+PNG_BEGINS, PNG_ENDS = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 BACKGROUND, INK = (255, 255, 255), (40, 40, 40)
 GAP, TITLE_HEIGHT, FONT_SIZE = 2, 24, 15
 HALF_GAP = 24  # between real and generated images
@@ -76,6 +78,18 @@ def save_grid(path: Path, image: np.ndarray) -> None:
     """Writes a u8[height, width, 3] picture as PNG, at once, making its directory."""
     with replacing(path) as half:
         Image.fromarray(image).save(half, format="PNG", optimize=True)
+
+
+def read_png(path: Path) -> bytes:
+    """The bytes of a PNG file for a page; raises ConfigError, without a remedy, for a link, which may lead to a file that nobody
+    meant to hand on, and for what is no PNG."""
+    try:
+        content = b"" if path.is_symlink() else read_regular(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path.name} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not content.startswith(PNG_BEGINS) or not content.endswith(PNG_ENDS):
+        raise ConfigError(f"{path.name} is {'a link' if path.is_symlink() else 'no whole PNG file'}")
+    return content
 
 
 @contextmanager

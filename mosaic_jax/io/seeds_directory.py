@@ -3,14 +3,14 @@
 import re
 import statistics
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.io import run_directory
 from mosaic_jax.io.console import mean_and_deviation, percent
-from mosaic_jax.io.page import page, table
+from mosaic_jax.io.json_forms import SEEDS, wrong_seeds
+from mosaic_jax.io.page import escape, page, table
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.results_file import read_results
 from mosaic_jax.io.whole_files import read_json, write_json, write_text
@@ -80,7 +80,7 @@ def write(run_dir: Path, summary: dict[str, Any]) -> Path:
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:
     """seeds.json, None while there is none; raises ConfigError where it is damaged."""
-    return read_json(run_dir / "seeds.json", "`mosaic-jax train --seeds` writes it again")
+    return read_json(run_dir / "seeds.json", "`mosaic-jax train --seeds` writes it again", SEEDS, wrong_seeds)
 
 
 def write_index(run_dir: Path) -> Path:

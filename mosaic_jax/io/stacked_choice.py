@@ -25,12 +25,16 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import one_line
 from mosaic_jax.io.cache_directory import cache_directory
 from mosaic_jax.io.whole_files import read_json, write_json
+from mosaic_jax.json_file import NUMBER, TEXT, Form, Value
 from mosaic_jax.mapping import for_each_client
 from mosaic_jax.models import DTYPES
 from mosaic_jax.ops import gpu_kernels
 from mosaic_jax.ops.lowering import STACKED, complaints, set_stacked_form, stacked_form
+from mosaic_jax.plain_text import say
 
 RECORD = "convolution.json"  # in a run directory
+TIMINGS = {str: Value("a number or a text", lambda value: NUMBER.holds(value) or TEXT.holds(value))}
+CHOICE = {"device": TEXT, "form": TEXT, "milliseconds": TIMINGS}
 COMMAND = (sys.executable, "-m", "mosaic_jax.io.stacked_choice")
 SECONDS = 20  # for all, with starting JAX and compiling
 PASSES = 20
@@ -70,7 +74,7 @@ def settle(config: Config, run_dir: Path | None, message: Callable[[str], None])
         return {}
     dtype = np.dtype(DTYPES[config.precision])
     device = _device(config.precision)
-    record, how = _read(run_dir / RECORD) if run_dir else {}, "as this run began"
+    record, how = _read(run_dir / RECORD, CHOICE) if run_dir else {}, "as this run began"
     if record.get("device") != device or complaints(dtype).get(str(record.get("form")), "unknown"):
         found, how = _known(device, config.precision) if processes.is_first() else ({}, "")
         record = {"device": device, "form": choice(found), "milliseconds": found}
@@ -103,7 +107,7 @@ def _device(precision: str) -> str:
 def _known(device: str, precision: str) -> tuple[dict[str, float | str], str]:
     """The timings kept for this device, or new ones, and which of the two, in words."""
     path = _kept_at(device)
-    if path and choice(kept := _read(path)):
+    if path and choice(kept := _read(path, TIMINGS)):
         return kept, f"as kept in {path}"
     found = timings(precision)
     _keep(device, found)
@@ -124,10 +128,10 @@ def _keep(device: str, found: dict[str, float | str]) -> None:
             write_json(path, found)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is none, or none that can be read: what it says can be measured again."""
+def _read(path: Path, form: Form) -> dict[str, Any]:
+    """A JSON object of a form, empty where there is none, or none that can be read: what it says can be measured again."""
     try:
-        return read_json(path, "") or {}
+        return read_json(path, "", form) or {}
     except ConfigError:
         return {}
 
@@ -202,7 +206,7 @@ def _prepared(form: str, dtype: np.dtype) -> tuple[list[np.ndarray], Callable[[]
 def main(precision: str = "bf16", *_: str) -> None:
     """Print and keep what each form takes on this GPU; ends with status 2 without one, and for another precision."""
     if precision not in DTYPES or jax.default_backend() != "gpu":
-        print(f"error: {precision} on a {jax.default_backend()}: must be one of {', '.join(DTYPES)}, on a GPU", file=sys.stderr)
+        say("error", f"{precision} on a {jax.default_backend()}: must be one of {', '.join(DTYPES)}, on a GPU")
         sys.exit(2)
     dtype = np.dtype(DTYPES[precision])
     found: dict[str, float | str] = {name: reason for name, reason in complaints(dtype).items() if reason}

@@ -8,10 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mosaic_jax import json_file
 from mosaic_jax.config import ConfigError
-from mosaic_jax.config_io import one_line
+from mosaic_jax.json_file import ANYTHING, Form, no_complaint
 from mosaic_jax.parser import REMEDIES
 
+OBJECT = {str: ANYTHING}
 DIGEST = "sha256"  # the key of a JSON file's own digest
 
 
@@ -73,15 +75,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps({**values, DIGEST: _digest(values)}, indent=1) + "\n")
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+def read_json(
+    path: Path, remedy: str, form: Form = OBJECT, wrong: Callable[[Any], str] = no_complaint
+) -> dict[str, Any] | None:
     """What `write_json` wrote, without the digest; None where there is no file. One without a digest, as older versions wrote it,
-    is taken as it is. Raises ConfigError, which ends in `remedy`, where the file cannot be read or was changed since."""
+    is taken as it is. Raises ConfigError, which ends in `remedy`, where the file cannot be read, was changed since or, as
+    `json_file.read_json` says of form and wrong, holds odd content."""
     try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read: {one_line(error)}; {remedy}") from error
+        values = json_file.read_json(path, form, remedy, wrong)
+    except ConfigError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
     digest = values.pop(DIGEST, None)
     if digest is not None and digest != _digest(values):
         raise ConfigError(f"{path}: does not hold what was written, by its own digest; {remedy}")

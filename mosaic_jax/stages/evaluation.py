@@ -72,9 +72,9 @@ def _summary(validation: np.ndarray | None, test: np.ndarray) -> dict[str, Any]:
 
 def _client_summary(validation: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     """Mean over clients of each one's accuracy on its own share; clients without images are left out."""
-    held = validation.sum(axis=(1, 2)) > 0
+    held, tested = (counts.sum(axis=(1, 2)) > 0 for counts in (validation, test))
     summary = _summary(None, test.sum(axis=0))
-    summary["test"] = float(np.mean(accuracy(test)[test.sum(axis=(1, 2)) > 0]))
+    summary["test"] = float(np.mean(accuracy(test)[tested])) if tested.any() else None
     summary["validation"] = float(np.mean(accuracy(validation)[held])) if held.any() else None
     return summary
 

@@ -21,8 +21,10 @@ from mosaic_jax.config import ConfigError
 from mosaic_jax.io.cache_directory import cache_directory
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets.found import Found, Images
+from mosaic_jax.json_file import COUNT, TEXT, read_json
 from mosaic_jax.types import Dataset
 
+ABOUT = {"source": TEXT, "num_train": COUNT, "num_test": COUNT, "class_names": [TEXT], "notes": [TEXT]}
 VERSION = 2  # of these files and of what decoding does; older copies are then made again
 Put = Callable[[int, int, np.ndarray], None]
 Copy = tuple[Dataset, tuple[str, ...]]  # what was decoded, and notes about it
@@ -125,7 +127,7 @@ def _locked(home: Path, console: Console) -> Iterator[None]:
 def _read(copy: Path, size: int) -> Copy | None:
     """A copy, its images mapped and not read; None where there is none or it is not whole."""
     try:
-        about = json.loads((copy / "about.json").read_text())
+        about = read_json(copy / "about.json", ABOUT, "")
         num_train, num_test, names = about["num_train"], about["num_test"], tuple(about["class_names"])
         notes = tuple(map(str, about["notes"]))
         shape = (num_train + num_test, size, size, 3)
@@ -133,7 +135,7 @@ def _read(copy: Path, size: int) -> Copy | None:
             return None
         images = np.asarray(np.memmap(copy / "images.u8", np.uint8, "r", shape=shape))
         labels = np.load(copy / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, EOFError):
         return None
     if labels.shape != shape[:1] or labels.dtype != np.int32:
         return None

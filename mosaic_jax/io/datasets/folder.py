@@ -43,19 +43,26 @@ def find(place: str, console: Console) -> Found:
 
 
 def _class_files(folder: Path, others: Counter[str]) -> dict[str, list[Path]]:
-    """The image files of every class folder, classes in sorted order; hidden names are skipped, other files counted by suffix."""
+    """The image files of every class folder by its name, classes in sorted order; hidden names are skipped, other files counted by
+    suffix."""
     if not folder.is_dir():
         raise ConfigError(f"data.source: folder {folder} does not exist: expected {folder / 'CLASS'}/*.jpg, *.png, ...; {MOVED}")
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    entries = (entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    classes = {_name(entry): folder / entry.name for entry in sorted(entries, key=_name)}
     if not classes:
         raise ConfigError(f"data.source: folder {folder} is empty: expected a folder for each class in it")
     found = {}
-    for name in classes:
-        found[name] = _image_files(folder / name, others)
+    for name, place in classes.items():
+        found[name] = _image_files(place, others)
         if not found[name]:
             known = " ".join(_SUFFIXES)
-            raise ConfigError(f"data.source: class folder {folder / name} has no {known} file: add images or remove it")
+            raise ConfigError(f"data.source: class folder {place} has no {known} file: add images or remove it")
     return found
+
+
+def _name(entry: os.DirEntry) -> str:
+    """The name of a file as UTF-8, whatever the locale: orders and names of classes are the same everywhere."""
+    return os.fsencode(entry.name).decode("utf-8", "surrogateescape")
 
 
 def _image_files(folder: Path, others: Counter[str]) -> list[Path]:
@@ -68,7 +75,7 @@ def _image_files(folder: Path, others: Counter[str]) -> list[Path]:
             raise ConfigError(f"data.source: {here} is a link to a folder that is read already: remove it")
         seen.add((status.st_dev, status.st_ino))
         inner = []
-        for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
+        for entry in sorted(os.scandir(here), key=_name):
             suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 continue
