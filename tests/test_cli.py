@@ -216,7 +216,7 @@ def test_a_run_directory_that_cannot_be_written_is_one_line(
     def refused(run_dir: Path) -> Path:
         raise OSError(number, os.strerror(number), str(run_dir / "report.html"))
 
-    (tmp_path / "comparison.json").write_text("{}")
+    (tmp_path / "comparison.json").write_text(json.dumps({"seeds": [0], "rows": []}))
     monkeypatch.setattr("mosaic_jax.io.comparison_directory.write_index", refused)
     assert cli.main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
