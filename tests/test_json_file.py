@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from test_report import results, write_run
 
 from mosaic_jax import cli
 from mosaic_jax.config import ConfigError
+from mosaic_jax.io import comparison_directory, computation, data_digests, results_file, run_record, seeds_directory
 from mosaic_jax.io.metrics import FILE
+from mosaic_jax.io.whole_files import write_json
 from mosaic_jax.json_file import COUNT, NUMBER, SHARE, TEXT, or_null, parse_json, read_json
 
 ODD = [None, -1, 10**400, "<script>alert(1)</script>", {"a\ud800": 1}]
@@ -158,3 +160,33 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, complai
 @given(values=st.dictionaries(st.text(st.characters()), st.none() | st.floats(0, 1) | st.sampled_from([0, 1])))
 def test_what_is_written_is_read_back_with_any_name(values: dict[str, Any]) -> None:
     assert parse_json(json.dumps(values), {str: or_null(SHARE)}) == values
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "read"),
+    [
+        ("results.json", results_of_one_model() | {"stages": "all"}, results_file.read_results),
+        ("results.json", results_of_one_model() | {"steps": {"warmup": "3"}}, results_file.read_results),
+        ("seeds.json", SEEDS | {"seeds": [0]}, seeds_directory.read_summary),
+        ("comparison.json", {"seeds": [0, 1], "rows": [ROW | {"rounds": None}]}, comparison_directory.read_summary),
+        ("data.json", {"training images": 1}, data_digests.read_data),
+        ("x-seed0.json", dict.fromkeys(run_record.FIELDS, "x"), lambda directory: run_record.read(directory / "x-seed0.json")),
+    ],
+)
+def test_a_file_with_its_own_digest_is_refused_for_odd_content_all_the_same(
+    name: str, values: dict[str, Any], read: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    write_json(tmp_path / name, values)
+    with pytest.raises(ConfigError, match=name) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_run_is_made_again_from_or_compared_with_is_left_out_where_it_is_odd(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", results_of_one_model() | {"stages_done": 7})
+    write_json(tmp_path / computation.NAME, {"records": [["cpu"]]})
+    warnings: list[str] = []
+    assert results_file.finished(tmp_path, warnings.append) is None
+    assert computation.read(tmp_path) == []
+    (warning,) = warnings
+    assert "stages_done is 7, not a list; it is made again from the checkpoints" in warning
