@@ -93,6 +93,8 @@ POOLS: dict[str, tuple] = {
     "meta.dropout_rate": (0.0, 0.2, 0.9),
     "distill.num_steps": (0, 1, 2, 3),
     "distill.samples_per_client": (1, 2, 5),
+    "distill.label_prior": ((0.0,), (0.5,), (0.0, 0.5, 1.0)),
+    "distill.label_prior_eps": (1e-9, 1e-3, 1.0),
     "distill.learning_rate": (0.0, 1e-3),
     "distill.temperature": (0.5, 1.0, 4.0),
     "distill.kl_weight": (0.0, 0.8),
