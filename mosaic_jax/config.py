@@ -8,6 +8,8 @@ import dataclasses
 from mosaic_jax.sections import (
     FEDERATED,
     NETWORKS,
+    WHOLE,
+    WIDTH_NETWORKS,
     WIDTHS,
     CheckpointConfig,
     ClientsConfig,
@@ -104,7 +106,7 @@ class Config:
     @property
     def client_models(self) -> tuple[ModelConfig, ...]:
         """The network of each client, at full width."""
-        found = tuple(map(_network, self.clients.models)) or (self.model,)
+        found = tuple(_network(text, self.model.norm) for text in self.clients.models) or (self.model,)
         return tuple(found[client % len(found)] for client in range(self.partition.num_clients))
 
     @property
@@ -137,12 +139,12 @@ PLACEMENT = (
 )  # fmt: skip
 
 
-def _network(text: str) -> ModelConfig:
-    """`cnn:16` -> the network of that name and width."""
+def _network(text: str, norm: str) -> ModelConfig:
+    """`cnn:16` -> the network of that name and width, and this norm."""
     name, _, width = text.partition(":")
     if name not in NETWORKS or not width.isdecimal() or int(width) < 1:
         raise ConfigError(f"clients.models={text}: must be NAME:WIDTH as in cnn:16, NAME one of {', '.join(NETWORKS)}")
-    return ModelConfig(name, int(width))
+    return ModelConfig(name, int(width), norm)
 
 
 def check_together(config: Config) -> None:
@@ -164,6 +166,21 @@ def check_together(config: Config) -> None:
     _check_clients(config)
 
 
+def _check_batch_norm(config: Config) -> None:
+    """Raises ConfigError where a method or a loss reads BatchNorm of networks that have none."""
+    without = next((model for model in config.client_models if not model.has_batch_norm), None)
+    if without is None:
+        return
+    kind = f"{without.name} with model.norm={without.norm}" if without.name in WIDTH_NETWORKS else without.name
+    if config.federated == "fedbn":
+        raise ConfigError(f"method=fedbn: {kind} has no BatchNorm to keep at the clients; use fedavg")
+    if config.method == "mosaic" and config.generator.inversion_weight > 0:
+        raise ConfigError(
+            f"generator.inversion_weight={config.generator.inversion_weight:g}: {kind} has no BatchNorm statistics to compare images "
+            "with; set it to 0"
+        )
+
+
 def _check_clients(config: Config) -> None:
     """Raises ConfigError for clients that differ in a way that the method, or their number, has no place for."""
     clients, num = config.clients, config.partition.num_clients
@@ -175,6 +192,13 @@ def _check_clients(config: Config) -> None:
     if len(clients.models) > num:
         raise ConfigError(f"clients.models={models}: more networks than partition.num_clients={num}; give at most one for each")
     several = len(set(config.client_models)) > 1
+    whole = next((model.name for model in config.client_models if model.name not in WIDTH_NETWORKS), None)
+    if config.federated in WIDTHS and whole is not None:
+        raise ConfigError(
+            f"method={config.federated}: {whole} has no narrower forms to give to clients; use one of {', '.join(WIDTH_NETWORKS)}, "
+            f"or one of {', '.join(WHOLE)}"
+        )
+    _check_batch_norm(config)
     if min(config.client_rates) < 1 and config.federated not in WIDTHS:
         field = "method" if config.method in FEDERATED else "warmup.method"
         given = f"clients.rho={clients.rho}" if clients.rho else f"clients.rates={rates}"

@@ -12,7 +12,8 @@ WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
 FEDERATED = WHOLE + WIDTHS
 MOST_CLIENTS = MOST_ROUNDS = 10**6  # all are counted before a run begins
 MOST_IN_A_BATCH = 2**16  # images: far more than memory holds; the pixels of 2^19 of 64x64 overflow 32 bits
-NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+WIDTH_NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # that have narrower forms, and norms
+NETWORKS = (*WIDTH_NETWORKS, "vit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,15 @@ class ModelConfig:
     name: str = setting(
         "resnet18", "the global network and the student; the clients' too unless clients.models says otherwise", choices=NETWORKS
     )
-    width: int = setting(64, "channels of the first stage; later stages double it", low=1)
+    width: int = setting(64, "channels of the first stage; later stages double it; a ViT's tokens have 8 times as many", low=1)
+    norm: str = setting(
+        "batch", "BatchNorm, or GroupNorm, which has no statistics; of CNNs and ResNets, the clients' too",
+        choices=("batch", "group"),
+    )
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return self.name in WIDTH_NETWORKS and self.norm == "batch"
 
 
 @dataclasses.dataclass(frozen=True)

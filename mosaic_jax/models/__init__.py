@@ -16,6 +16,7 @@ from mosaic_jax.models.cnn import CNN
 from mosaic_jax.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from mosaic_jax.models.layers import Statistics, narrowed
 from mosaic_jax.models.resnet import BLOCKS, EXPANSION, ResNet
+from mosaic_jax.models.vit import ViT
 from mosaic_jax.types import Classifier, Discriminator, Generator, MetaModel, PyTree, Variables
 
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
@@ -43,19 +44,24 @@ class _Network:
 
 
 def build_classifier(
-    config: ModelConfig, num_classes: int, precision: str = "float32", rate: float = 1.0, scaler: bool = False
+    config: ModelConfig, num_classes: int, precision: str = "float32", rate: float = 1.0, scaler: bool = False, image_size: int = 32
 ) -> Classifier:
     """The client, global and student network that a configuration names; see `types.Classifier`.
+
+    image_size: height and width of its images, which decides a shape in networks without convolutions alone.
 
     rate: a narrower version of it in which every layer has ceil(rate * channels) of its channels, all K outputs and the same
     tree of parameters; see `models.channels`. scaler: in train mode what goes into a BatchNorm is divided by the rate (HeteroFL).
     """
     divisor = rate if scaler else 1.0
-    if config.name == "cnn":
-        module: Any = CNN(num_classes, config.width, rate, divisor)
+    if config.name == "vit":
+        module: Any = ViT(num_classes, config.width, image_size)
+        feature_size = 8 * config.width
+    elif config.name == "cnn":
+        module = CNN(num_classes, config.width, rate, divisor, config.norm)
         feature_size = narrowed(8 * config.width, rate)
     else:
-        module = ResNet(config.name, num_classes, config.width, rate, divisor)
+        module = ResNet(config.name, num_classes, config.width, rate, divisor, config.norm)
         feature_size = narrowed(8 * config.width * EXPANSION[BLOCKS[config.name][0]], rate)
     network = _Network(module, precision)
 
@@ -65,7 +71,7 @@ def build_classifier(
         return logits, batch_stats, tuple(record)
 
     return Classifier(
-        init=lambda key: _variables(module.init(key, jnp.zeros((2, 32, 32, 3)), True)),  # the same for any image size
+        init=lambda key: _variables(module.init(key, jnp.zeros((2, image_size, image_size, 3)), True)),
         apply=network.apply,
         features=lambda variables, images, train: network.apply(variables, images, train, method="features"),
         head=lambda variables, features: module.apply({"params": variables.params}, features, method="head"),

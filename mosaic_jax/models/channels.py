@@ -13,6 +13,7 @@ from mosaic_jax.models import build_classifier
 from mosaic_jax.models.layers import narrowed
 from mosaic_jax.models.resnet import BLOCKS
 from mosaic_jax.rng import key_of
+from mosaic_jax.sections import WIDTH_NETWORKS
 from mosaic_jax.types import PyTree, Variables
 
 # Layer -> the spaces of its input and its output; None is never cut.
@@ -22,8 +23,11 @@ Spaces = dict[str, tuple[str | None, str | None]]
 def channel_axes(config: ModelConfig) -> Variables:
     """For each leaf of the classifier's variables, the channel space of each axis: a tuple of names as long as its shape.
 
-    None stands for an axis that is never cut: heights and widths of kernels, RGB, classes. The same for networks of all rates.
+    None stands for an axis that is never cut: heights and widths of kernels, RGB, classes, and all of a network that has no
+    narrower forms. The same for networks of all rates.
     """
+    if config.name not in WIDTH_NETWORKS:
+        return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), _shapes(config))
     spaces = _cnn_spaces() if config.name == "cnn" else _resnet_spaces(config.name, _shapes(config).params)
 
     def axes(path: tuple, leaf: jax.ShapeDtypeStruct) -> tuple[str | None, ...]:

@@ -137,6 +137,52 @@ class BatchNorm(nn.Module):
         return jax.nn.relu(outputs + residual) if relu else outputs + residual
 
 
+MOST_GROUPS = 32
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a GroupNorm: as many as divide the channels, at most MOST_GROUPS and with two channels or more in each.
+
+    >>> [num_groups(channels) for channels in (1, 2, 16, 24, 128)]
+    [1, 1, 8, 12, 32]
+    """
+    most = min(MOST_GROUPS, max(channels // 2, 1))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of each image by itself (Wu and He 2018): the same in training and evaluation, without running statistics.
+
+    y = scale (x - mean) / sqrt(var + 1e-5) + bias with the mean and biased variance over H, W and the channels of a group; see
+    `num_groups`. Called as `BatchNorm` is, of whose arguments train and record mean nothing here. Computed in float32.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array | Convolution, train: bool, record: list[Statistics] | None = None, relu: bool = False,
+        residual: jax.Array | None = None, divisor: float = 1.0,
+    ) -> jax.Array:  # fmt: skip
+        if isinstance(images, Convolution):
+            images = ops.conv2d(images.images, images.kernel, stride=images.stride, padding=images.padding)
+        channels = images.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        groups = num_groups(channels)
+        grouped = (images.astype(jnp.float32) / divisor).reshape(*images.shape[:-1], groups, channels // groups)
+        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
+        var = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
+        outputs = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(images.shape) * scale + bias
+        outputs = outputs.astype(images.dtype)
+        if residual is not None:
+            outputs = outputs + residual
+        return jax.nn.relu(outputs) if relu else outputs
+
+
+NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "group": GroupNorm}
+
+
 class Linear(nn.Module):
     """y = x W + b with PyTorch's start (both uniform in +-1/sqrt(fan_in)); kernel f32[I, O], computed in float32."""
 

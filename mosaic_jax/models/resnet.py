@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.models.layers import BatchNorm, Conv, Linear, Statistics, narrowed
+from mosaic_jax.models.layers import NORMS, Conv, Linear, Statistics, narrowed
 
 BLOCKS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -19,7 +19,7 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 class Block(nn.Module):
     """Residual block: basic is two 3x3 convolutions, bottleneck is 1x1, 3x3 and 1x1 with four times the width out.
 
-    project: whether a convolution leads past the others; rate, divisor: as of `ResNet`.
+    project: whether a convolution leads past the others; rate, divisor, norm: as of `ResNet`.
     """
 
     kind: str
@@ -28,6 +28,7 @@ class Block(nn.Module):
     project: bool
     rate: float = 1.0
     divisor: float = 1.0
+    norm: str = "batch"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool, record: list[Statistics] | None) -> jax.Array:
@@ -39,12 +40,12 @@ class Block(nn.Module):
         shortcut, of_shortcut = images, None if record is None else []
         if self.project:
             shortcut = Conv(narrowed(out, self.rate), 1, self.stride, 0, name="shortcut_conv")(images, defer=True)
-            shortcut = BatchNorm(name="shortcut_bn")(shortcut, train, of_shortcut, divisor=self.divisor)
+            shortcut = NORMS[self.norm](name="shortcut_bn")(shortcut, train, of_shortcut, divisor=self.divisor)
         hidden = images
         for index, (channels, kernel, stride, padding) in enumerate(layers, start=1):
             last = index == len(layers)
             hidden = Conv(narrowed(channels, self.rate), kernel, stride, padding, name=f"conv{index}")(hidden, defer=True)
-            hidden = BatchNorm(name=f"bn{index}")(
+            hidden = NORMS[self.norm](name=f"bn{index}")(
                 hidden, train, record, relu=True, residual=shortcut if last else None, divisor=self.divisor
             )
         if record is not None:
@@ -55,7 +56,8 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """images f32[B, S, S, 3] -> features f32[B, 8 * width * expansion] -> logits f32[B, K].
 
-    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `BatchNorm`.
+    rate: every layer but the classifier has so much of its channels; divisor: HeteroFL's scaler, see `BatchNorm`;
+    norm: a key of NORMS.
     """
 
     name_: str
@@ -63,18 +65,20 @@ class ResNet(nn.Module):
     width: int
     rate: float = 1.0
     divisor: float = 1.0
+    norm: str = "batch"
 
     def setup(self) -> None:
         kind, counts = BLOCKS[self.name_]
         self.conv1 = Conv(narrowed(self.width, self.rate), 3, 1, 1)
-        self.bn1 = BatchNorm()
+        self.bn1 = NORMS[self.norm]()
         blocks, source = [], self.width
         for stage, count in enumerate(counts):
             width, out = self.width * 2**stage, self.width * 2**stage * EXPANSION[kind]
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 project = stride != 1 or source != out  # of full widths: networks of all rates have the same layers
-                blocks.append(Block(kind, width, stride, project, self.rate, self.divisor, name=f"layer{stage + 1}_{index}"))
+                name = f"layer{stage + 1}_{index}"
+                blocks.append(Block(kind, width, stride, project, self.rate, self.divisor, self.norm, name=name))
                 source = out
         self.blocks = blocks
         self.linear = Linear(self.num_classes)

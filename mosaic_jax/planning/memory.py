@@ -146,22 +146,22 @@ def _images(count: int, size: int) -> jax.ShapeDtypeStruct:
     return _floats(count, size, size, 3)
 
 
-def _classifier(model: ModelConfig, num_classes: int, precision: str) -> tuple[Classifier, Variables]:
-    classifier = build_classifier(model, num_classes, precision)
+def _classifier(model: ModelConfig, num_classes: int, precision: str, image_size: int) -> tuple[Classifier, Variables]:
+    classifier = build_classifier(model, num_classes, precision, image_size=image_size)
     return classifier, jax.eval_shape(classifier.init, key_of(0))
 
 
 # Traced once for the sections of a configuration that they depend on: a run asks several times.
 @functools.cache
 def _of_classifier(model: ModelConfig, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
-    classifier, shapes = _classifier(model, num_classes, precision)
+    classifier, shapes = _classifier(model, num_classes, precision, image_size)
     return _kept_for_gradients(lambda v, x: classifier.apply(v, x, True)[0], shapes, _images(batch_size, image_size))
 
 
 @functools.cache
 def _of_forward(model: ModelConfig, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
     """What goes into the widest layer and what comes out of it."""
-    classifier, shapes = _classifier(model, num_classes, precision)
+    classifier, shapes = _classifier(model, num_classes, precision, image_size)
     jaxpr = jax.make_jaxpr(lambda v, x: classifier.apply(v, x, False)[0])(shapes, _images(batch_size, image_size))
     return 2 * max(num_bytes(variable.aval) for equation in jaxpr.eqns for variable in equation.outvars)
 
@@ -170,7 +170,7 @@ def _of_forward(model: ModelConfig, num_classes: int, precision: str, image_size
 def _of_gan(
     gan: GeneratorConfig, model: ModelConfig, num_classes: int, precision: str, image_size: int, with_classifier: bool
 ) -> int:
-    classifier, classifier_shapes = _classifier(model, num_classes, precision)
+    classifier, classifier_shapes = _classifier(model, num_classes, precision, image_size)
     judge, generator = judge_of(gan, classifier, precision, image_size), build_generator(gan, precision, image_size)
     judges, generators = (jax.eval_shape(network.init, key_of(0)) for network in (judge, generator))
 

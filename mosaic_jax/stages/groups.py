@@ -44,9 +44,14 @@ def build_groups(config: Config, num_classes: int) -> tuple[tuple[Architecture, 
     """The architectures, the student's first where clients have it, and the groups, by architecture and from wide to narrow."""
     models, rates = config.client_models, config.client_rates
     kinds = sorted(dict.fromkeys(models), key=lambda model: model != config.model)
+    size = config.data.image_size
+
+    def whole_network(model: ModelConfig) -> Classifier:
+        return build_classifier(model, num_classes, config.precision, image_size=size)
+
     architectures = tuple(
         Architecture(
-            f"{model.name}:{model.width}", model, build_classifier(model, num_classes, config.precision),
+            f"{model.name}:{model.width}", model, whole_network(model),
             channel_axes(model), channel_sizes(model),
         )
         for model in kinds
@@ -59,7 +64,7 @@ def build_groups(config: Config, num_classes: int) -> tuple[tuple[Architecture, 
         model, whole = kinds[index], architectures[index]
         classifier = whole.classifier
         if rate < 1:
-            classifier = build_classifier(model, num_classes, config.precision, rate, config.clients.scaler)
+            classifier = build_classifier(model, num_classes, config.precision, rate, config.clients.scaler, size)
         return Group(index, rate, np.array(members[index, rate]), classifier, channel_sizes(model, rate))
 
     return architectures, tuple(group(*key) for key in sorted(members, key=lambda key: (key[0], -key[1])))

@@ -124,7 +124,7 @@ def build_problem(
         client_test_images=skew(dataset.test_images, splits.test, config.partition, config.seed, "test"),
         partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
         label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
-        classifier=build_classifier(config.model, num_classes, config.precision),
+        classifier=build_classifier(config.model, num_classes, config.precision, image_size=config.data.image_size),
         architectures=architectures,
         groups=groups,
         participants=_participants(config, groups),
