@@ -176,8 +176,8 @@ def _check_batch_norm(config: Config) -> None:
         raise ConfigError(f"method=fedbn: {kind} has no BatchNorm to keep at the clients; use fedavg")
     if config.method == "mosaic" and config.generator.inversion_weight > 0:
         raise ConfigError(
-            f"generator.inversion_weight={config.generator.inversion_weight:g}: {kind} has no BatchNorm statistics to compare images "
-            "with; set it to 0"
+            f"generator.inversion_weight={config.generator.inversion_weight:g}: {kind} has no BatchNorm statistics to hold images "
+            "against; set it to 0"
         )
 
 
@@ -195,8 +195,8 @@ def _check_clients(config: Config) -> None:
     whole = next((model.name for model in config.client_models if model.name not in WIDTH_NETWORKS), None)
     if config.federated in WIDTHS and whole is not None:
         raise ConfigError(
-            f"method={config.federated}: {whole} has no narrower forms to give to clients; use one of {', '.join(WIDTH_NETWORKS)}, "
-            f"or one of {', '.join(WHOLE)}"
+            f"method={config.federated}: {whole} has no narrower forms to give to clients; use one of "
+            f"{', '.join(WIDTH_NETWORKS)}, or a method of {', '.join(WHOLE)}"
         )
     _check_batch_norm(config)
     if min(config.client_rates) < 1 and config.federated not in WIDTHS:

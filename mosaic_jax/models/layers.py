@@ -151,7 +151,7 @@ def num_groups(channels: int) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation of each image by itself (Wu and He 2018): the same in training and evaluation, without running statistics.
+    """Group normalisation of each image by itself (Wu and He 2018): the same in training and evaluation, without statistics.
 
     y = scale (x - mean) / sqrt(var + 1e-5) + bias with the mean and biased variance over H, W and the channels of a group; see
     `num_groups`. Called as `BatchNorm` is, of whose arguments train and record mean nothing here. Computed in float32.

@@ -25,9 +25,9 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """images f32[B, S, S, 3] -> tokens of PATCH x PATCH pixels -> features f32[B, D], D = 8 * width, their mean -> logits f32[B, K].
+    """images f32[B, S, S, 3] -> tokens of PATCH x PATCH pixels -> features f32[B, D], their mean -> logits f32[B, K].
 
-    Computed in float32.
+    D = 8 * width; computed in float32.
     """
 
     num_classes: int
