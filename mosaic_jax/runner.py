@@ -1,14 +1,13 @@
 """The runner: jits, donates, logs, saves, resumes. Stages are pure; the disk, the clock and the signals are here and in io/."""
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import jax_settings, processes
@@ -16,6 +15,7 @@ from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
 from mosaic_jax.devices import create_cpu_devices
+from mosaic_jax.driving import Drive, NonFiniteLoss, Segment
 from mosaic_jax.io import computation, metrics, native_library, run_directory, stacked_choice
 from mosaic_jax.io.checkpoints import StageCheckpoints, check_place
 from mosaic_jax.io.console import Console, StageProgress
@@ -31,21 +31,16 @@ from mosaic_jax.io.results_file import finished, write_results
 from mosaic_jax.io.reuse import take
 from mosaic_jax.io.stage_clock import StageClock
 from mosaic_jax.io.whole_files import write_json, write_text
-from mosaic_jax.mapping import bring_here, one_device, place
+from mosaic_jax.mapping import one_device, place
 from mosaic_jax.methods import stages_of
 from mosaic_jax.parser import REMEDIES
 from mosaic_jax.planning.limit import check, choice, fit, remedies
 from mosaic_jax.planning.memory import common_capacity
-from mosaic_jax.programs import compiled
 from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.signals import Interrupted, catch_signals
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
-
-
-class NonFiniteLoss(Exception):
-    """A loss became NaN or infinite; the last checkpoint before it stands."""
 
 
 class OutOfMemory(MemoryError):
@@ -241,18 +236,14 @@ def _run_stage(run: _Run, stage: Stage, outputs: Outputs) -> PyTree:
     checkpoints = checkpoints_of(run.problem, run.directory, stage)
     try:
         restored = checkpoints.restore(jax.eval_shape(stage.init, inputs), run.console.warning)
-        if restored is None:
-            step = 0
-            # Copies: jit hands inputs through unchanged, and the state is donated.
-            state = jax.tree.map(jnp.copy, jit_once(stage.init)(inputs))
-        else:
-            step, state = restored
-            _check_records(run, stage.name, step)
-        if restored is None or step < stage.num_steps:
-            run.log.truncate([stage.name], stage.name, step if restored else -1)
-            state = _advance(run, stage, checkpoints, clock, inputs, state, step, fresh=restored is None)
-            checkpoints.check(stage.num_steps, state)
-        output = bring_here(stage.output(state, inputs))
+        drive = Drive(run.problem, stage, inputs, restored)
+        if restored is not None:
+            _check_records(run, stage.name, drive.step)
+        if drive.is_fresh or drive.step < stage.num_steps:
+            run.log.truncate([stage.name], stage.name, -1 if drive.is_fresh else drive.step)
+            _advance(run, drive, checkpoints, clock)
+            checkpoints.check(stage.num_steps, drive.state)
+        output = drive.output()
         # Every process has done the server's work for itself, not always to the same last bit.
         return output if stage.sharding is not None else place(processes.of_the_first(output), one_device())
     except (Interrupted, NonFiniteLoss, ConfigError):
@@ -275,97 +266,48 @@ def _check_records(run: _Run, stage: str, step: int) -> None:
         run.console.warning(f"metrics.jsonl {lacks}: curves, bytes and seconds will be incomplete")
 
 
-def jit_once(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """jax.jit for a program that runs once: on a CPU, optimizing many small random draws takes far longer than drawing them."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    return jax.jit(function, compiler_options=options)
-
-
-def _advance(
-    run: _Run, stage: Stage, checkpoints: StageCheckpoints, clock: StageClock, inputs: PyTree, state: PyTree, step: int, fresh: bool
-) -> PyTree:
-    """Segment after segment to the stage's end, with records, looks, checkpoints and signals between them."""
+def _advance(run: _Run, drive: Drive, checkpoints: StageCheckpoints, clock: StageClock) -> None:
+    """Segment after segment to the stage's end, with records, checkpoints and signals between them."""
+    stage = drive.stage
     before_this = {name: run_directory.last_value(run.directory, stage.name, name) for name in clock.read()}
-    programs: dict[str, Any] = {}
-    home, everywhere = placements(run.problem, stage, state)
-    state, inputs, data = place((state, inputs, stage.data), (home, everywhere, everywhere))
 
-    def write(values: dict[str, float]) -> None:
-        run.log.write(stage.name, step, values, round=step if stage.unit == "round" else None)
-
-    def look() -> None:
-        nonlocal state
-        if stage.watch is not None:
-            state, records = stage.watch(state, inputs, step)
-            write(records)
+    def write(values: Mapping[str, float]) -> None:
+        run.log.write(stage.name, drive.step, values, round=drive.step if stage.unit == "round" else None)
 
     def save() -> None:
         # Records first: a run killed after the checkpoint never writes them again, one killed before it drops and rewrites them.
-        if step == stage.num_steps:
-            write({f"bytes_{way}": float(count) for way, count in stage.traffic(state).items()})
+        if drive.step == stage.num_steps:
+            write({f"bytes_{way}": float(count) for way, count in stage.traffic(drive.state).items()})
         write({name: before_this[name] + seconds for name, seconds in clock.read().items()})
         try:
-            checkpoints.save(step, state)
+            checkpoints.save(drive.step, drive.state)
         except FloatingPointError as error:
-            raise NonFiniteLoss(f"{stage.name}: {error} after {step} {stage.unit}s; lower the learning rate") from error
+            raise NonFiniteLoss(f"{stage.name}: {error} after {drive.step} {stage.unit}s; lower the learning rate") from error
 
-    if fresh:
-        look()
-        if stage.num_steps == 0:
-            save()
-            return state
-    ahead = None
-    with run.console.progress(stage.name, stage.num_steps, step) as progress:
-        while step < stage.num_steps:
-            stop = min(step - step % stage.segment + stage.segment, stage.num_steps)
-            first = step - step % stage.segment
-            host = stage.host(inputs, first) if ahead is None else ahead
-            arguments = (state, inputs, data, host, np.int32(step), np.int32(stop))
-            # Rounds of a cohort and rounds of all clients differ in shape.
-            shapes = str(jax.tree.map(np.shape, host))
-            if shapes not in programs:
-                programs[shapes] = compiled(
-                    stage.run, arguments, donate_first=True, out_shardings=(home, everywhere), constants_at=everywhere
-                )
-            with run.profile.segment(stage.name, stop == stage.num_steps) if run.profile else nullcontext():
-                state, losses = programs[shapes](*arguments)
-                # The next segment's batches are drawn while the devices work.
-                ahead = stage.host(inputs, stop) if stop < stage.num_steps else None
-                losses = jax.device_get(losses)
-            means = _means(stage, losses, first, stop, run.problem)
-            before, step = step, stop
-            write(means)
-            for notice in stage.notices(before, stop):
+    def traced(last: bool) -> AbstractContextManager:
+        return run.profile.segment(stage.name, last) if run.profile else nullcontext()
+
+    with run.console.progress(stage.name, stage.num_steps, drive.step) if stage.num_steps else nullcontext() as progress:
+        for segment in drive.segments(traced):
+            if segment.losses:
+                write(segment.losses)
+            if segment.records:
+                write(segment.records)
+            if segment.stop == 0 < stage.num_steps:
+                continue
+            for notice in stage.notices(segment.start, segment.stop):
                 run.console.warning(notice)
-            if stage.watch_every and (step % stage.watch_every == 0 or step == stage.num_steps):
-                look()
             interrupted = processes.first_signal(run.signals)
-            if step == stage.num_steps or step // stage.save_every > before // stage.save_every or interrupted:
+            is_due = segment.stop // stage.save_every > segment.start // stage.save_every
+            if segment.stop == stage.num_steps or is_due or interrupted:
                 save()
-            _advance_bar(progress, step - before, means)
+            if progress is not None:
+                _advance_bar(progress, segment)
             if interrupted:
                 checkpoints.wait()
                 raise Interrupted(interrupted)
-    return state
 
 
-def _advance_bar(progress: StageProgress, steps: int, means: dict[str, float]) -> None:
-    progress.advance(steps, ", ".join(f"{name} {value:.3f}" for name, value in list(means.items())[:2]))
-
-
-def _means(stage: Stage, losses: dict[str, np.ndarray], first: int, stop: int, problem: Problem) -> dict[str, float]:
-    """Mean of each loss over the segment (and clients); raises NonFiniteLoss naming stage, step and client.
-
-    Slots that a client did not reach, having fewer steps than others, hold exactly 0 and are left out.
-    """
-    means = {}
-    for name, values in losses.items():
-        values = np.asarray(values)[..., : max(stop - first, 1)]
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            *client, slot = bad[np.argmin(bad[:, -1])]
-            who = f", client {client[0]}" if stage.sharding is not None and client else ""
-            raise NonFiniteLoss(f"{stage.name}: {name} is not finite at {stage.unit} {first + slot}{who}; lower the learning rate")
-        reached = values[values != 0]
-        means[name] = float(reached.mean()) if reached.size else 0.0
-    return means
+def _advance_bar(progress: StageProgress, segment: Segment) -> None:
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in list(segment.losses.items())[:2])
+    progress.advance(segment.stop - segment.start, shown)

@@ -76,6 +76,17 @@ class MetaModel(NamedTuple):
     apply: Callable[[PyTree, jax.Array, jax.Array | None], jax.Array]
 
 
+class Series(NamedTuple):
+    """The losses of a segment's steps.
+
+    losses: of each name f32[T], or f32[C, T] of a stage of clients; done: bool[T] or [C, T], which of these steps there were, for
+    clients may have fewer steps than others, or none; None where all were done.
+    """
+
+    losses: dict[str, jax.Array]
+    done: jax.Array | None = None
+
+
 class Dataset(NamedTuple):
     """Labelled images on the host, as read from a source.
 

@@ -32,7 +32,7 @@ from mosaic_jax.steps.distill_step import (
 from mosaic_jax.steps.experts import expert_sum
 from mosaic_jax.steps.meta_step import mixture_logits
 from mosaic_jax.trees import broadcast, num_bytes
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import PyTree, Series, Variables
 
 
 class DistillInputs(NamedTuple):
@@ -104,7 +104,7 @@ def distill_stage(problem: Problem) -> Stage:
 
     def run(
         state: DistillState, inputs: DistillInputs, data: PyTree, host: PyTree, start: jax.Array, stop: jax.Array
-    ) -> tuple[DistillState, dict[str, jax.Array]]:
+    ) -> tuple[DistillState, Series]:
         def one(student: StudentState, teacher: jax.Array, images: jax.Array) -> tuple[StudentState, DistillInfo]:
             return distill_step(problem.classifier, student, images, teacher, sample_weights(teacher, sizes, distill), distill)
 
@@ -120,7 +120,7 @@ def distill_stage(problem: Problem) -> Stage:
         zeros = {name: jnp.zeros((segment, len(strengths))) for name in names}
         students, series = jax.lax.fori_loop(start, stop, step, (state.students, zeros))
         losses = {f"{name}{suffix}": series[name][:, place] for name in names for place, suffix in enumerate(suffixes)}
-        return state._replace(students=students), losses
+        return state._replace(students=students), Series(losses)
 
     @jax.jit
     def histogram(inputs: DistillInputs, root: jax.Array) -> jax.Array:

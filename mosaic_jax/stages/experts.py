@@ -11,7 +11,7 @@ from mosaic_jax.stages.groups import in_client_order
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps import submodels
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits, mix_client_logits
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import PyTree, Series, Variables
 
 
 class ExpertsState(NamedTuple):
@@ -95,6 +95,6 @@ def experts_stage(problem: Problem) -> Stage:
 
     return Stage(
         name="experts", unit="step", num_steps=0, segment=1, save_every=1, sharding=None, inputs=inputs_of,
-        init=lambda inputs: ExpertsState(counts), host=lambda inputs, start: (), data=(), run=lambda state, *_: (state, {}),
+        init=lambda inputs: ExpertsState(counts), host=lambda inputs, start: (), data=(), run=lambda state, *_: (state, Series({})),
         watch=None, watch_every=0, output=output, traffic=lambda state: {"up": 4 * problem.label_counts.size, "down": 0},
     )  # fmt: skip

@@ -22,7 +22,7 @@ from mosaic_jax.steps import submodels
 from mosaic_jax.steps.client_update import client_optimizer
 from mosaic_jax.steps.prototypes import Prototypes
 from mosaic_jax.trees import broadcast, num_bytes, stack, weighted_mean, where
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import PyTree, Series, Variables
 
 
 class FederatedState(NamedTuple):
@@ -124,7 +124,7 @@ def federated_stage(
 
     def run(
         state: FederatedState, inputs: PyTree, data: tuple, cohorts: tuple[Cohort, ...], start: jax.Array, stop: jax.Array
-    ) -> tuple[FederatedState, dict[str, jax.Array]]:
+    ) -> tuple[FederatedState, Series]:
         own = [_rows(group, cohort, kept) for group, cohort, kept in zip(groups, cohorts, state.personal, strict=True)]
         sent, held, losses = zip(
             *(
@@ -133,10 +133,10 @@ def federated_stage(
             ),
             strict=True,
         )
-        # At each client's own place, 0 for those outside the cohort: a loss that is not finite is named by its client.
-        loss = jnp.zeros((problem.num_clients, 1))
+        # At each client's own place: a loss that is not finite is named by its client.
+        loss, done = jnp.zeros((problem.num_clients, 1)), jnp.zeros((problem.num_clients, 1), bool)
         for cohort, means in zip(cohorts, losses, strict=True):
-            loss = loss.at[cohort.clients, 0].set(means)
+            loss, done = loss.at[cohort.clients, 0].set(means), done.at[cohort.clients, 0].set(True)
 
         def latest(old: tuple, new: tuple) -> tuple:
             missing = parts.some_are_missing
@@ -164,7 +164,7 @@ def federated_stage(
         )  # fmt: skip
         kept = (latest(state.clients, sent), latest(state.held, held)) if keeps_clients else ((), ())
         personal = latest(state.personal, tuple(personal_leaves(federation, models) for models in sent))
-        return FederatedState(servers, *kept, personal, bank), {"loss": loss}
+        return FederatedState(servers, *kept, personal, bank), Series({"loss": loss}, done)
 
     has_validation = any(len(v) for v in problem.splits.validation)
     judged = kinds if has_validation else []

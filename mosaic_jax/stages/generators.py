@@ -15,7 +15,7 @@ from mosaic_jax.steps.client_update import client_optimizer, sgd_step
 from mosaic_jax.steps.generator_step import GanState, generator_step, init_gan, inversion_weights, uploaded
 from mosaic_jax.steps.submodels import extract
 from mosaic_jax.trees import broadcast, num_bytes
-from mosaic_jax.types import Batch, Discriminator, PyTree, Variables
+from mosaic_jax.types import Batch, Discriminator, PyTree, Series, Variables
 
 
 def needs_classifier(problem: Problem) -> bool:
@@ -82,7 +82,7 @@ def auxiliary_stage(problem: Problem) -> Stage:
 
     def run(
         state: tuple[Variables, ...], inputs: PyTree, data: tuple, indices: tuple, start: jax.Array, stop: jax.Array
-    ) -> tuple[tuple[Variables, ...], dict[str, jax.Array]]:
+    ) -> tuple[tuple[Variables, ...], Series]:
         def of_group(group: Group, state: Variables, indices: jax.Array) -> tuple[Variables, dict[str, jax.Array]]:
             def one(variables: Variables, indices: jax.Array, client: jax.Array, own_steps: jax.Array, *data: jax.Array) -> tuple:
                 images, labels = data
@@ -103,7 +103,8 @@ def auxiliary_stage(problem: Problem) -> Stage:
             unequal = own_steps if config.generator.classifier_num_epochs else None
             return for_each_client(one, (state, indices, group.clients, own_steps), data, problem.client_plan, unequal)
 
-        return _of_all(problem, groups, [of_group(*each) for each in zip(groups, state, indices, strict=True)])
+        results = [of_group(*each) for each in zip(groups, state, indices, strict=True)]
+        return _of_all(groups, results, num_steps, start + jnp.arange(segment))
 
     return Stage(
         name="auxiliary", unit="step", num_steps=int(num_steps.max()), segment=segment, save_every=config.checkpoint.every_steps,
@@ -157,7 +158,7 @@ def generators_stage(problem: Problem) -> Stage:
 
     def run(
         state: tuple[GanState, ...], inputs: dict[str, tuple], data: tuple, indices: tuple, start: jax.Array, stop: jax.Array
-    ) -> tuple[tuple[GanState, ...], dict[str, jax.Array]]:
+    ) -> tuple[tuple[GanState, ...], Series]:
         def of_group(group: Group, state: GanState, classifiers: PyTree, indices: jax.Array) -> tuple[GanState, PyTree]:
             def one(
                 state: GanState, classifier: PyTree, indices: jax.Array, client: jax.Array, own_steps: jax.Array,
@@ -183,7 +184,7 @@ def generators_stage(problem: Problem) -> Stage:
             return for_each_client(one, mapped, data[:1], problem.client_plan, own_steps if gan.num_epochs else None)
 
         parts = zip(groups, state, inputs["classifier"], indices, strict=True)
-        return _of_all(problem, groups, [of_group(*each) for each in parts])
+        return _of_all(groups, [of_group(*each) for each in parts], num_steps, start + jnp.arange(segment))
 
     def uploads(state: tuple[GanState, ...]) -> Variables:
         return in_client_order(groups, [uploaded(own) for own in state])
@@ -209,14 +210,18 @@ def _batches(
     )  # fmt: skip
 
 
-def _of_all(problem: Problem, groups: tuple[Group, ...], results: list[tuple]) -> tuple[tuple, dict[str, jax.Array]]:
-    """The groups' new states, and their losses [C_g, T] as [C, T], 0 for clients that have none."""
+def _of_all(
+    groups: tuple[Group, ...], results: list[tuple], num_steps: np.ndarray, steps: jax.Array
+) -> tuple[tuple, Series]:
+    """The groups' new states, and their losses [C_g, T] as a Series [C, T]; num_steps: i32[C], of each client; steps: i32[T]."""
     states, losses = zip(*results, strict=True)
+    places = [group.clients for group in groups]
 
-    def place(*parts: jax.Array) -> jax.Array:
-        found = jnp.zeros((problem.num_clients, parts[0].shape[1]))
-        for group, part in zip(groups, parts, strict=True):
-            found = found.at[group.clients].set(part)
+    def of_clients(*parts: jax.Array) -> jax.Array:
+        found = jnp.zeros((len(num_steps), len(steps)), parts[0].dtype)
+        for clients, part in zip(places, parts, strict=True):
+            found = found.at[clients].set(part)
         return found
 
-    return states, jax.tree.map(place, *losses)
+    done = of_clients(*(jnp.asarray(num_steps[clients])[:, None] > steps for clients in places))
+    return states, Series(jax.tree.map(of_clients, *losses), done)

@@ -13,7 +13,7 @@ from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.steps.experts import expert_labels
 from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import PyTree, Series, Variables
 
 
 class MetaInputs(NamedTuple):
@@ -83,7 +83,7 @@ def meta_stage(problem: Problem) -> Stage:
 
     def run(
         state: MetaState, inputs: MetaInputs, data: PyTree, indices: jax.Array, start: jax.Array, stop: jax.Array
-    ) -> tuple[MetaState, dict[str, jax.Array]]:
+    ) -> tuple[MetaState, Series]:
         def step(t: jax.Array, carry: tuple) -> tuple:
             state, losses = carry
             chosen = indices[t - start]
@@ -96,7 +96,7 @@ def meta_stage(problem: Problem) -> Stage:
             return state, losses.at[t - start].set(info.loss)
 
         state, losses = jax.lax.fori_loop(start, stop, step, (state, jnp.zeros(segment)))
-        return state, {"loss": losses}
+        return state, Series({"loss": losses})
 
     return Stage(
         name="meta", unit="step", num_steps=meta.num_steps, segment=segment, save_every=config.checkpoint.every_steps,

@@ -21,7 +21,7 @@ from mosaic_jax.rng import root_of
 from mosaic_jax.settings import show
 from mosaic_jax.stages.groups import Architecture, Group, build_groups
 from mosaic_jax.stages.participation import Participation
-from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Splits
+from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Series, Splits
 
 
 class Problem(NamedTuple):
@@ -199,8 +199,7 @@ class Stage(NamedTuple):
     init(inputs) -> state: pure and derived from the seed, so its shapes restore a checkpoint.
     host(inputs, start): the NumPy arrays of the segment that begins at `start`; `run` is compiled for each shape they have.
     data: device arrays given to every call; a server stage has none.
-    run(state, inputs, data, host arrays, start, stop) -> (state, losses: dict of f32[segment] or f32[C, segment], exactly 0
-        where a client had no step).
+    run(state, inputs, data, host arrays, start, stop) -> (state, Series of the segment's losses).
     watch(state, inputs, step) -> (state, records), every `watch_every` steps, at step 0 and at the end, or None.
     output(state, inputs): what later stages read. traffic: bytes up and down of the whole stage.
     notices(first, stop): what the user is to be told of the steps first..stop-1.
@@ -216,7 +215,7 @@ class Stage(NamedTuple):
     init: Callable[[PyTree], PyTree]
     host: Callable[[PyTree, int], PyTree]
     data: PyTree
-    run: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
+    run: Callable[..., tuple[PyTree, Series]]
     watch: Callable[[PyTree, PyTree, int], tuple[PyTree, Records]] | None
     watch_every: int
     output: Callable[[PyTree, PyTree], PyTree]
