@@ -51,7 +51,7 @@ class Drive:
 
     def host(self, start: int) -> PyTree:
         """The host's arrays of the segment that begins at `start`, drawn beforehand where it is the next."""
-        return self._drawn[1] if self._drawn[0] == start else self.stage.host(self.inputs, start)
+        return self._drawn[1] if self._drawn[0] == start else host_arrays(self.stage, self.inputs, start)
 
     def prepare(self, start: int, stop: int) -> tuple[Compiled, tuple]:
         """The program of a segment, compiled, and its arguments for the steps start..stop-1."""
@@ -71,7 +71,7 @@ class Drive:
         program, arguments = self.prepare(start, stop)
         self.state, series = program(*arguments)
         if following is not None:
-            self._drawn = following, self.stage.host(self.inputs, following)
+            self._drawn = following, host_arrays(self.stage, self.inputs, following)
         return jax.device_get(series)
 
     def segments(self, traced: Callable[[bool], AbstractContextManager] = lambda last: nullcontext()) -> Iterator[Segment]:
@@ -100,6 +100,11 @@ class Drive:
     def output(self) -> PyTree:
         """What later stages read, whole arrays on the first local device."""
         return bring_here(self.stage.output(self.state, self.inputs))
+
+
+def host_arrays(stage: Stage, inputs: PyTree, start: int) -> PyTree:
+    """The NumPy arrays of the segment that begins at `start`: the batches of its steps."""
+    return stage.host(inputs, start)
 
 
 def means(stage: Stage, series: Series, start: int, stop: int) -> dict[str, float]:

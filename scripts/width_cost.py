@@ -12,16 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import with_values
 from mosaic_jax.devices import create_cpu_devices
+from mosaic_jax.driving import Drive
 from mosaic_jax.io import native_library
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.run_directory import hardware
 from mosaic_jax.methods import stages_of
-from mosaic_jax.stages.problem import build_problem, placements
+from mosaic_jax.stages.problem import build_problem
 
 COMMON = {"data.source": "digits", "partition.kind": "iid", "warmup.num_local_steps": 10, "warmup.batch_size": 32}
 RATE = 1 / 16
@@ -33,17 +33,12 @@ def compiled_round(values: dict[str, Any]) -> Callable[[], float]:
     """A function that runs one more round of a configuration and returns its seconds."""
     problem = build_problem(with_values(Config(), COMMON | values), load("digits", 32))
     (stage,) = stages_of(problem)
-    state = jax.tree.map(jnp.copy, jax.jit(stage.init)(()))
-    home, everywhere = placements(problem, stage, state)
-    state, data = jax.device_put((state, stage.data), (home, everywhere))
-    run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))
-    host = stage.host((), 0)
+    drive = Drive(problem, stage, ())
 
     def one() -> float:
-        nonlocal state
         started = time.perf_counter()
-        state, losses = run(state, (), data, host, jnp.int32(0), jnp.int32(1))
-        jax.block_until_ready((state, losses))
+        drive.advance(0, 1)
+        jax.block_until_ready(drive.state)
         return time.perf_counter() - started
 
     one()

@@ -117,7 +117,7 @@ def work_done_once() -> Iterator[None]:
     """
     import jax
 
-    from mosaic_jax import results, runner
+    from mosaic_jax import driving, results
     from mosaic_jax.methods import METHODS
     from mosaic_jax.stages.federation import Federation
     from mosaic_jax.stages.problem import Outputs, Problem, Stage
@@ -146,13 +146,13 @@ def work_done_once() -> Iterator[None]:
             made[key] = compiled(function, arguments, **options)
         return made[key]
 
-    rows, evaluate_models, compiled = dict(METHODS), results.evaluate_models, runner.compiled
-    runner.compiled = compiled_once
+    rows, evaluate_models, compiled = dict(METHODS), results.evaluate_models, driving.compiled
+    driving.compiled = compiled_once
     METHODS.update({name: once(method) for name, method in rows.items()})
     results.evaluate_models = judged_once
     yield
     METHODS.update(rows)
-    results.evaluate_models, runner.compiled = evaluate_models, compiled
+    results.evaluate_models, driving.compiled = evaluate_models, compiled
 
 
 def bits_of(tree: Any) -> str:

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from conftest import StoppingConsole, assert_same_run, fingerprints, series, tiny, train
 
-from mosaic_jax import cli, restored, runner
+from mosaic_jax import cli, restored
 from mosaic_jax.config import Config, ConfigError, PartitionConfig, WarmupConfig
 from mosaic_jax.config_io import with_values
 from mosaic_jax.data.participation import draw_cohort
 from mosaic_jax.data.sampling import batch_indices
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.methods import stages_of
 from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.local_rounds import Cohort
-from mosaic_jax.stages.problem import Problem, Stage, build_problem
+from mosaic_jax.stages.problem import Problem, Stage, build_problem, placements
 from mosaic_jax.trees import num_bytes, weighted_mean
 from mosaic_jax.types import Dataset, PyTree
 
@@ -43,9 +44,9 @@ def problem_of(config: Config) -> Problem:
 def one_round(problem: Problem, stage: Stage, cohort: Cohort | None = None) -> PyTree:
     """The state after round 0, of the drawn cohort or another."""
     state = jax.tree.map(jnp.copy, jax.jit(stage.init)(()))
-    home, everywhere = runner.placements(problem, stage, state)
+    home, everywhere = placements(problem, stage, state)
     state, data = jax.device_put((state, stage.data), (home, everywhere))
-    return jax.jit(stage.run)(state, (), data, (cohort,) if cohort else stage.host((), 0), jnp.int32(0), jnp.int32(1))[0]
+    return jax.jit(stage.run)(state, (), data, (cohort,) if cohort else host_arrays(stage, (), 0), jnp.int32(0), jnp.int32(1))[0]
 
 
 def assert_close(ours: PyTree, theirs: PyTree) -> None:
@@ -117,7 +118,7 @@ def test_only_the_clients_of_the_cohort_have_work_and_their_batches_are_those_wi
     (stage,) = stages_of(problem)
     (everyone,) = stages_of(problem_of(cohorts(0)))
     for round_ in range(4):
-        (cohort,), (alle,) = stage.host((), round_), everyone.host((), round_)
+        (cohort,), (alle,) = host_arrays(stage, (), round_), everyone.host((), round_)
         assert cohort.indices.shape == (COHORT, 2, 8)
         np.testing.assert_array_equal(cohort.clients, draw_cohort(CLIENTS, COHORT, seed=0, stage="warmup", round_=round_))
         np.testing.assert_array_equal(cohort.indices, alle.indices[cohort.clients])
@@ -127,7 +128,7 @@ def test_what_a_client_sends_does_not_depend_on_the_cohort_and_the_mean_is_weigh
     augmented = {"data": {"augment": "crop_flip"}, "mapping": {"num_devices": 1}}
     everyone = problem_of(cohorts(0, **augmented))
     (stage,) = stages_of(everyone)
-    (drawn,) = stage.host((), 0)
+    (drawn,) = host_arrays(stage, (), 0)
     (sent,) = one_round(everyone, stage).clients
     problem = problem_of(cohorts(**augmented))
     (stage,) = stages_of(problem)
@@ -176,7 +177,7 @@ def test_fedavg_with_cohorts_holds_and_computes_the_same_for_a_hundred_clients_a
         (stage,) = stages_of(problem)
         state = jax.eval_shape(stage.init, ())
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state)))
-        arguments = (state, (), stage.data, stage.host((), 0), jnp.int32(0), jnp.int32(1))
+        arguments = (state, (), stage.data, host_arrays(stage, (), 0), jnp.int32(0), jnp.int32(1))
         work.append(jax.jit(stage.run).lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
     assert sizes[0] == sizes[1]
     assert work[1] - work[0] < 64 * 900, "more than some numbers for each client"

@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny, train
 
 from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.io.datasets import load
 from mosaic_jax.methods import stages_of
 from mosaic_jax.methods.fedbn import batch_norm_leaves
@@ -37,8 +38,8 @@ def rounds(problem: Problem, num: int = 2) -> tuple[Stage, list[FederatedState]]
     state, data = jax.device_put((state, stage.data), (home, everywhere))
     run, states = jax.jit(stage.run), [state]
     for index in range(num):
-        state, losses = run(state, (), data, stage.host((), index), jnp.int32(index), jnp.int32(index + 1))
-        assert np.isfinite(losses["loss"]).all()
+        state, series = run(state, (), data, host_arrays(stage, (), index), jnp.int32(index), jnp.int32(index + 1))
+        assert np.isfinite(series.losses["loss"]).all()
         states.append(state)
     assert run._cache_size() <= 2  # the first round's state is placed by hand
     return stage, states
@@ -230,7 +231,7 @@ def test_the_mean_is_over_those_whose_work_arrives_and_a_round_without_any_chang
     clients = {"dropout_rate": 0.7}
     problem = problem_of(tiny(method="fedavg", clients=clients, warmup={"num_rounds": 10}))
     (stage,) = stages_of(problem)
-    arrives = [stage.host((), index)[0].arrives for index in range(12)]
+    arrives = [host_arrays(stage, (), index)[0].arrives for index in range(12)]
     sums = [int(each.sum()) for each in arrives]
     assert 0 in sums and any(0 < each < 3 for each in sums)
     first = next(index for index, each in enumerate(sums) if 0 < each < 3)
@@ -239,13 +240,13 @@ def test_the_mean_is_over_those_whose_work_arrives_and_a_round_without_any_chang
     home, everywhere = placements(problem, stage, state)
     state, data = jax.device_put((state, stage.data), (home, everywhere))
     run = jax.jit(stage.run)
-    after = run(state, (), data, stage.host((), first), jnp.int32(first), jnp.int32(first + 1))[0]
+    after = run(state, (), data, host_arrays(stage, (), first), jnp.int32(first), jnp.int32(first + 1))[0]
     weights = problem.num_samples * arrives[first]
     mean = np.tensordot(weights / weights.sum(), np.asarray(after.clients[0].params["linear"]["kernel"]), axes=1)
     np.testing.assert_allclose(after.servers[0].params["linear"]["kernel"], mean, rtol=1e-5, atol=1e-7)
     gone = int(np.argmin(arrives[first]))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[gone], b[gone]), after.clients, state.clients)
-    same = run(state, (), data, stage.host((), nobody), jnp.int32(nobody), jnp.int32(nobody + 1))[0]
+    same = run(state, (), data, host_arrays(stage, (), nobody), jnp.int32(nobody), jnp.int32(nobody + 1))[0]
     jax.tree.map(np.testing.assert_array_equal, same.servers, state.servers)
     assert stage.notices(nobody, nobody + 1) == [
         f"warmup: round {nobody}: the work of no client arrived; the global model stays as it was"
@@ -300,7 +301,7 @@ def test_a_cohort_takes_clients_of_every_group_and_refuses_fewer_than_there_are(
     problem = problem_of(tiny(method="fedrolex", warmup={"clients_per_round": 3}, **settings))
     (stage,) = stages_of(problem)
     for index in range(5):
-        wide, narrow = stage.host((), index)
+        wide, narrow = host_arrays(stage, (), index)
         assert (len(wide.clients), len(narrow.clients)) == (1, 2)
         assert set(wide.clients) <= {0, 5} and set(narrow.clients) <= {1, 2, 3, 4}
     with pytest.raises(ConfigError, match=r"warmup\.clients_per_round=1: fewer than the 2 groups of equal clients; use at least 2"):

@@ -15,6 +15,7 @@ from conftest import fingerprints, tiny, train
 from mosaic_jax import cli, restored, results, runner
 from mosaic_jax.config import Config, ConfigError, MappingConfig, MemoryConfig
 from mosaic_jax.config_io import load_json, with_values
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.mapping import Plan, make_expert_plan, make_plan
@@ -27,7 +28,7 @@ from mosaic_jax.stages.experts import Experts, ExpertsInputs, experts_stage, pre
 from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.meta import MetaInputs, keeps_logits, meta_stage
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
+from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits
 from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import PyTree, Variables
@@ -144,8 +145,8 @@ def test_only_the_centres_that_are_kept_are_held(problem: Problem) -> None:
     for each in (few, problem_of(tiny(prototypes={"per_class": 5}))):
         stage = federated_stage(each, "warmup", 1, 0.01, Federation(), num_full_rounds=1, prototypes=True)
         state = jax.tree.map(jnp.copy, jax.jit(stage.init)(()))
-        state, data = jax.device_put((state, stage.data), runner.placements(each, stage, state))
-        banks.append(jax.jit(stage.run)(state, (), data, stage.host((), 0), jnp.int32(0), jnp.int32(1))[0].prototypes)
+        state, data = jax.device_put((state, stage.data), placements(each, stage, state))
+        banks.append(jax.jit(stage.run)(state, (), data, host_arrays(stage, (), 0), jnp.int32(0), jnp.int32(1))[0].prototypes)
     kept, every = banks
     assert kept.features.shape == (1, 3, 10, 2, problem.classifier.feature_size)
     assert np.asarray(kept.valid).any()
@@ -163,7 +164,7 @@ def test_logits_made_in_each_step_train_the_meta_model_as_logits_kept_do(problem
     logits = jax.jit(lambda e, x: predict_heads(problem, e, x))(experts, features)
     for inputs in (MetaInputs((), labels, features, experts), MetaInputs(logits, labels)):
         state = jax.jit(stage.init)(inputs)
-        ends.append(jax.jit(stage.run)(state, inputs, (), stage.host(inputs, 0), jnp.int32(0), jnp.int32(2)))
+        ends.append(jax.jit(stage.run)(state, inputs, (), host_arrays(stage, inputs, 0), jnp.int32(0), jnp.int32(2)))
     assert_close(*ends)
 
 
@@ -330,7 +331,7 @@ def of_a_device_between_steps(stage: Stage) -> Stage:
 
 def of_the_host(stage: Stage) -> Stage:
     def host(inputs: PyTree, start: int) -> PyTree:
-        return stage.host(inputs, start) if start < 2 else np.zeros(2**56)
+        return host_arrays(stage, inputs, start) if start < 2 else np.zeros(2**56)
 
     return stage._replace(host=host)
 

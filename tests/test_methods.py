@@ -13,6 +13,7 @@ from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import apply_preset, with_values
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.io.datasets import load
 from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import METHODS, stages_of
@@ -102,13 +103,13 @@ def test_a_step_of_every_stage_keeps_the_form_of_its_state_and_has_finite_losses
             return state
         home, everywhere = placements(problem, stage, state)
         state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
-        arguments = (inputs, data, stage.host(inputs, 0), jnp.int32(0), jnp.int32(1))
-        state, losses = jax.jit(stage.run)(state, *arguments)
+        arguments = (inputs, data, host_arrays(stage, inputs, 0), jnp.int32(0), jnp.int32(1))
+        state, series = jax.jit(stage.run)(state, *arguments)
         if stage.watch is not None:
             state, _ = stage.watch(state, inputs, 1)
         assert shapes(state) == form, stage.name
-        assert losses, stage.name
-        for loss_name, loss in losses.items():
+        assert series.losses, stage.name
+        for loss_name, loss in series.losses.items():
             assert loss.shape == ((problem.num_clients,) if stage.sharding is not None else ()) + (stage.segment,)
             assert loss.dtype == jnp.float32
             assert np.isfinite(loss).all(), f"{stage.name}: {loss_name}"
@@ -153,7 +154,7 @@ def test_a_server_stage_is_given_no_images_and_no_batches_of_them(make: Any) -> 
     assert stage.data == ()
     assert stage.sharding is None
     state = walk_to(problem, stage.name)
-    for leaf in jax.tree.leaves((state, stage.host(state, 0))):
+    for leaf in jax.tree.leaves((state, host_arrays(stage, state, 0))):
         assert leaf.dtype != np.uint8
         assert leaf.shape[-3:] != (32, 32, 3)
 

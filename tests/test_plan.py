@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from mosaic_jax import cli, restored, runner
+from mosaic_jax import cli, restored
 from mosaic_jax.config import MappingConfig
+from mosaic_jax.driving import jit_once
 from mosaic_jax.io.console import Console
 from mosaic_jax.mapping import make_plan
 from mosaic_jax.methods import stages_of
@@ -53,7 +54,7 @@ def test_the_planned_stages_and_bytes_are_those_of_the_run(planned: RunPlan, fin
 def test_every_stage_holds_the_state_that_was_planned(planned: RunPlan, finished: Path) -> None:
     problem, outputs = restored.restore(finished, Console(quiet=True))
     for made in stages_of(problem):
-        state = runner.jit_once(made.init)(made.inputs(outputs))
+        state = jit_once(made.init)(made.inputs(outputs))
         of_parts = {name: num_bytes(value) for name, value in fields(state).items() if num_bytes(value)}
         assert parts(stage(planned, made.name)) == of_parts
 

@@ -10,6 +10,7 @@ import numpy as np
 from conftest import tiny
 
 from mosaic_jax import restored
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.methods import stages_of
@@ -23,7 +24,7 @@ def programs(problem: Problem, outputs: Outputs) -> dict[str, str]:
     for stage in stages_of(problem):
         inputs = stage.inputs(outputs)
         state = jax.eval_shape(stage.init, inputs)
-        arguments = (state, inputs, stage.data, stage.host(inputs, 0), np.int32(0), np.int32(1))
+        arguments = (state, inputs, stage.data, host_arrays(stage, inputs, 0), np.int32(0), np.int32(1))
         found[stage.name] = re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(stage.run)(*arguments).jaxpr))
     return found
 

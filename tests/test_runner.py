@@ -20,11 +20,13 @@ from PIL import Image
 from mosaic_jax import cli, restored, results, runner
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_json
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import read
 from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import stages_of
+from mosaic_jax.stages.problem import placements
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["warmup", "generators", "experts", "meta", "distill", "finetune"]
@@ -422,13 +424,13 @@ def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
     for stage in stages_of(problem):
         inputs = stage.inputs(outputs)
         state = jax.tree.map(jax.numpy.copy, jax.jit(stage.init)(inputs))
-        home, everywhere = runner.placements(problem, stage, state)
+        home, everywhere = placements(problem, stage, state)
         state, inputs, data = jax.device_put((state, inputs, stage.data), (home, everywhere, everywhere))
         # As the runner does it, so that the finished run's programs serve here.
         run = jax.jit(stage.run, donate_argnums=0, out_shardings=(home, everywhere))
         for first in range(0, stage.num_steps, stage.segment):
             with compilations() as seen:
-                arguments = (inputs, data, stage.host(inputs, first), jax.numpy.int32(first))
+                arguments = (inputs, data, host_arrays(stage, inputs, first), jax.numpy.int32(first))
                 state, _ = run(state, *arguments, jax.numpy.int32(first + stage.segment))
                 if stage.watch is not None:
                     state, _ = stage.watch(state, inputs, first + stage.segment)

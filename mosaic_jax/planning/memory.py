@@ -12,6 +12,7 @@ import numpy as np
 
 from mosaic_jax import processes
 from mosaic_jax.config import Config, GeneratorConfig, MetaConfig, ModelConfig
+from mosaic_jax.driving import host_arrays
 from mosaic_jax.models import (
     build_classifier,
     build_generator,
@@ -58,7 +59,7 @@ def stage_memory(problem: Problem, stage: Stage, state: PyTree, inputs: PyTree, 
     at_once = min(clients.chunk or own, own) if mapped else 1
     # Devices that share clients have copies of what is read; one device alone reads the arrays that are there.
     read = num_bytes(inputs) if devices > 1 else copied
-    data = (num_bytes(stage.data) if devices > 1 else 0) + (num_bytes(stage.host(inputs, 0)) if mapped else 0)
+    data = (num_bytes(stage.data) if devices > 1 else 0) + (num_bytes(host_arrays(stage, inputs, 0)) if mapped else 0)
     activations = at_once * step_activations(problem, stage) if stage.num_steps else 0
     own_state = _bytes_on_a_device(state, placements(problem, stage, state)[0])
     here = sum(device.process_index == processes.index() for device in clients.devices) if devices > 1 else 1

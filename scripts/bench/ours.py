@@ -9,11 +9,10 @@ import numpy as np
 
 from bench.rows import NUM_CLASSES, Row, Task, Weights
 from mosaic_jax.devices import create_cpu_devices
+from mosaic_jax.driving import Drive, jit_once
 from mosaic_jax.io import native_library, stacked_choice
 from mosaic_jax.io.torch_weights import to_torch
-from mosaic_jax.programs import compiled
 from mosaic_jax.rng import client_key, key_at
-from mosaic_jax.runner import jit_once, placements
 from mosaic_jax.stages.distill import DistillInputs, distill_stage
 from mosaic_jax.stages.experts import Experts
 from mosaic_jax.stages.federated import federated_stage
@@ -34,28 +33,20 @@ class Ours:
         stacked_choice.settle(config, None, lambda text: print(text, file=sys.stderr))
         self.row = row
         self.problem = build_problem(config, random_dataset(row))
-        self.stage, inputs = _stage(self.problem, row)
-        state = jax.tree.map(jnp.copy, jit_once(self.stage.init)(inputs))
-        self._home, everywhere = placements(self.problem, self.stage, state)
-        self._inputs, self._data = jax.device_put((inputs, self.stage.data), everywhere)
-        self.state = jax.device_put(state, self._home)
-        self._last = jnp.int32(1 if row.stage == "warmup" else row.steps)
+        self._drive = Drive(self.problem, *_stage(self.problem, row))
+        self._last = 1 if row.stage == "warmup" else row.steps
         started = time.perf_counter()
-        self._host = self.stage.host(self._inputs, 0)
-        self._compiled = compiled(
-            self.stage.run, self._arguments(), donate_first=True, out_shardings=(self._home, everywhere), constants_at=everywhere
-        )
+        self._drive.prepare(0, self._last)
         self.compile_seconds = time.perf_counter() - started
 
-    def _arguments(self) -> tuple:
-        # The same steps at every pass, so that the twin can follow; drawing the batches is part of the work.
-        return self.state, self._inputs, self._data, self._host, jnp.int32(0), self._last
-
     def __call__(self) -> dict[str, np.ndarray]:
-        """One pass -> losses f32[T], or f32[C, T] for work of the clients."""
-        self.state, losses = self._compiled(*self._arguments())
-        self._host = self.stage.host(self._inputs, 0)  # of the next pass, while the devices work
-        return jax.device_get(jax.block_until_ready((self.state, losses))[1])
+        """One pass -> losses f32[T], or f32[C, T] for work of the clients.
+
+        The same steps at every pass, so that the twin can follow; drawing the batches is part of the work.
+        """
+        series = self._drive.advance(0, self._last, following=0)
+        jax.block_until_ready(self._drive.state)
+        return series.losses
 
     def task(self) -> Task:
         """The pass about to come, for the twin."""
@@ -70,10 +61,10 @@ class Ours:
                 for t in range(steps)
             ]),
         }  # fmt: skip
-        host = self.stage.host(self._inputs, 0)
-        meta = self._inputs if self.row.stage == "meta" else MetaInputs(np.zeros(0, np.float32), np.zeros(0, np.int32))
+        host = self._drive.host(0)
+        meta = self._drive.inputs if self.row.stage == "meta" else MetaInputs(np.zeros(0, np.float32), np.zeros(0, np.int32))
         return Task(
-            row=self.row, weights=_weights(self.row, self.state, self._inputs),
+            row=self.row, weights=_weights(self.row, self._drive.state, self._drive.inputs),
             images=dataset.train_images, labels=dataset.train_labels, sizes=self.problem.num_samples,
             indices=np.asarray(_indices(self.row, host), np.int32),
             noise=np.asarray(noise.get(self.row.stage, lambda: jnp.zeros(0))()),
