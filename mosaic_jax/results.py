@@ -11,7 +11,7 @@ from mosaic_jax.io.samples import save_real_and_generated
 from mosaic_jax.io.versions import commit, versions
 from mosaic_jax.methods import stages_of
 from mosaic_jax.rng import key_at
-from mosaic_jax.stages.evaluation import evaluate_models, final_model
+from mosaic_jax.stages.evaluation import evaluate_models
 from mosaic_jax.stages.problem import Outputs, Problem
 from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.types import PyTree
@@ -47,8 +47,8 @@ def save_samples(problem: Problem, generators: PyTree, run_dir: Path) -> None:
 
 def results_of(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str]) -> dict[str, Any]:
     """What results.json holds; accuracies are shares in 0..1, bytes and seconds are of whole stages."""
-    models, confusion = evaluate_models(problem, outputs)
     stages = stages_of(problem)
+    models, confusion, final = evaluate_models(problem, outputs, stages)
     costs = run_directory.costs(run_dir)
     return {
         "method": problem.config.method,
@@ -56,7 +56,7 @@ def results_of(problem: Problem, outputs: Outputs, run_dir: Path, done: list[str
         "stages": [stage.name for stage in stages],
         "stages_done": done,
         "models": models,
-        "final": final_model(models),
+        "final": final,
         "confusion": confusion,
         "steps": {stage.name: stage.num_steps for stage in stages},
         **costs,

@@ -133,10 +133,10 @@ def work_done_once() -> Iterator[None]:
 
         return stages
 
-    def judged_once(problem: Problem, outputs: Outputs) -> Any:
+    def judged_once(problem: Problem, outputs: Outputs, stages: tuple[Stage, ...]) -> Any:
         key = (*what_stages_depend_on(problem), bits_of(outputs))
         if key not in judged:
-            judged[key] = evaluate_models(problem, outputs)
+            judged[key] = evaluate_models(problem, outputs, stages)
         return copy.deepcopy(judged[key])
 
     def compiled_once(function: Callable, arguments: tuple, **options: Any) -> Callable:

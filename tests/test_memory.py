@@ -31,7 +31,7 @@ from mosaic_jax.stages.meta import MetaInputs, keeps_logits, meta_stage
 from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits
 from mosaic_jax.trees import num_bytes
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import PyTree, Series, Variables
 
 GIB = 2**30
 # More than any machine's addresses: refused at once, whatever the system lets a program reserve.
@@ -312,10 +312,11 @@ def test_clients_that_fit_are_mapped_together_and_the_reason_names_the_backend(m
 def of_a_device(stage: Stage) -> Stage:
     """The stage, whose program asks its device for more working space than there is."""
 
-    def run(*arguments: PyTree) -> tuple[PyTree, dict[str, jax.Array]]:
-        state, losses = stage.run(*arguments)
+    def run(*arguments: PyTree) -> tuple[PyTree, Series]:
+        state, series = stage.run(*arguments)
+        losses = series.losses
         huge = jnp.cumsum(jnp.broadcast_to(next(iter(losses.values())).ravel()[:1], (TOO_MANY_FLOATS,)))
-        return state, losses | {"huge": losses["discriminator_loss"] + huge[5]}
+        return state, series._replace(losses=losses | {"huge": losses["discriminator_loss"] + huge[5]})
 
     return stage._replace(run=run)
 
@@ -375,7 +376,7 @@ def test_an_evaluation_without_memory_is_one_line_with_the_same_status(
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
 
-    def huge(problem: Problem, outputs: Outputs) -> Any:
+    def huge(problem: Problem, outputs: Outputs, stages: tuple[Stage, ...]) -> Any:
         return jnp.zeros(TOO_MANY_FLOATS)
 
     monkeypatch.setattr(results, "evaluate_models", huge)

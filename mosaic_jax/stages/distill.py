@@ -16,7 +16,7 @@ from mosaic_jax.mapping import Plan, for_each_client
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import federated_validation
 from mosaic_jax.stages.experts import predict_clients, predict_experts
-from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
+from mosaic_jax.stages.problem import Judged, Outputs, Problem, Records, Stage
 from mosaic_jax.steps.distill_step import (
     BestStudent,
     DistillInfo,
@@ -167,9 +167,13 @@ def distill_stage(problem: Problem) -> Stage:
         looks = looked_at(0) + -(-distill.num_steps // distill.evaluate_every) * looked_at(1)
         return {"up": 4 * looks * problem.num_clients, "down": num_bytes(state.best.variables) * looks * problem.num_clients}
 
+    def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:
+        return {"student": problem.classifier.apply(outputs["distill"], images, False)[0]}
+
     return Stage(
         name="distill", unit="step", num_steps=distill.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
         sharding=None, inputs=inputs_of, init=init,
         host=lambda inputs, start: (), data=(), run=run, watch=watch, watch_every=distill.evaluate_every,
-        output=output, traffic=traffic,
+        output=output, traffic=traffic, hands_over="student",
+        judged=Judged(("student",), predict),
     )  # fmt: skip

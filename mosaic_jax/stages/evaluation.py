@@ -1,6 +1,6 @@
 """Judging models: federated validation during training, and every model of the result table at the end."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,16 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.mapping import bring_here, for_each_client
-from mosaic_jax.stages.experts import Experts, predict_experts
 from mosaic_jax.stages.groups import Group, in_client_order
-from mosaic_jax.stages.problem import Outputs, Problem
+from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps.evaluate import Predict, accuracy, confusion_matrix
-from mosaic_jax.steps.experts import expert_sum
-from mosaic_jax.steps.meta_step import mixture_logits
 from mosaic_jax.types import Classifier, PyTree, Variables
 
 EvalBatches = tuple[np.ndarray, np.ndarray, np.ndarray]
-MODELS = ("global", "clients", "expert_sum", "mixture", "student", "finetuned")
 
 
 def index_batches(indices: np.ndarray, batch_size: int, num_batches: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -111,58 +107,38 @@ def evaluate_clients(problem: Problem, clients: tuple[Variables, ...]) -> dict[s
     return _client_summary(validation, counts(problem.client_test_images, dataset.test_labels, problem.splits.test))
 
 
-def evaluate_models(problem: Problem, outputs: Outputs) -> tuple[dict[str, Any], list[list[int]]]:
-    """Every model that the finished stages give, on validation and the whole test set, and the last one's confusion matrix.
+def evaluate_models(
+    problem: Problem, outputs: Outputs, stages: Sequence[Stage]
+) -> tuple[dict[str, Any], list[list[int]], str]:
+    """Every model by which the finished stages want to be judged, on validation and the whole test set.
 
-    Returns {name: {validation, test, test_per_class}} in the order of MODELS (accuracies in 0..1), and counts [K][K]. `global` and
-    `finetuned` are the server's models of the student's network, or of the first where no client has it; those of others have it
-    in their names.
+    Returns {name: {validation, test, test_per_class}} in the order of the stages (accuracies in 0..1), the confusion matrix [K][K]
+    of the model that the method hands over, or would so far, and that model's name.
     """
-    dataset, config = problem.dataset, problem.config
-
-    def predictions(models: dict[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-        decoded = problem.decode(images)
-        logits = {name: classifier.apply(models[name], decoded, False)[0] for name, classifier in classifiers.items()}
-        if "experts" in models:
-            expert_logits = predict_experts(problem, models["experts"], decoded)
-            logits["expert_sum"] = expert_sum(expert_logits)
-            if "meta" in models:
-                logits["mixture"] = mixture_logits(problem.meta_model, models["meta"], expert_logits)
-        return logits
+    dataset, size = problem.dataset, problem.config.evaluation.batch_size
+    done = [stage for stage in stages if stage.name in outputs]
+    source = {name: stage for stage in done if stage.judged is not None for name in stage.judged.names}
+    judged_by = [stage.judged for stage in done if any(stage is each for each in source.values())]
+    final = next(stage.hands_over for stage in reversed(done) if stage.hands_over)
 
     @jax.jit
-    def counts(models: dict[str, Any], batches: PyTree) -> dict[str, jax.Array]:
-        return confusion_matrix(lambda images: predictions(models, images), batches, problem.num_classes)
+    def counts(outputs: Outputs, batches: PyTree) -> dict[str, jax.Array]:
+        def predictions(images: jax.Array) -> dict[str, jax.Array]:
+            decoded = problem.decode(images)
+            return {name: logits for judged in judged_by for name, logits in judged.predict(outputs, decoded).items()}
 
-    models: dict[str, Any] = {}
-    classifiers: dict[str, Classifier] = {}
-    for stage, name in (("warmup", "global"), ("finetune", "finetuned")):
-        if stage in outputs:  # Mosaic fine-tunes the student's network alone, which is the first
-            for kind, (architecture, server) in enumerate(zip(problem.architectures, outputs[stage].servers, strict=False)):
-                own = name if kind == 0 else f"{name} {architecture.name}"
-                models[own], classifiers[own] = server, architecture.classifier
-    if "experts" in outputs:
-        experts: Experts = outputs["experts"]
-        models["experts"] = experts
-    for stage, name in (("meta", "meta"), ("distill", "student")):
-        if stage in outputs:
-            models[name] = outputs[stage]
-    if "student" in models:
-        classifiers["student"] = problem.classifier
-    size = config.evaluation.batch_size
+        return confusion_matrix(predictions, batches, problem.num_classes)
+
+    def judged(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        return jax.tree.map(np.asarray, counts(dict(outputs), eval_batches(images, labels, chosen, size)))
+
     held = np.concatenate(problem.splits.validation)
-    test = counts(models, eval_batches(dataset.test_images, dataset.test_labels, np.arange(len(dataset.test_labels)), size))
-    test = jax.tree.map(np.asarray, test)
-    validation: dict[str, np.ndarray] = {}
-    if len(held):
-        validation = jax.tree.map(np.asarray, counts(models, eval_batches(dataset.train_images, dataset.train_labels, held, size)))
-    table = {name: _summary(validation.get(name), test[name]) for name in test}
-    if "warmup" in outputs and jax.tree.leaves(outputs["warmup"].clients):
-        table["clients"] = evaluate_clients(problem, outputs["warmup"].clients)
-    ordered = sorted(table, key=lambda name: MODELS.index(name.partition(" ")[0]))
-    return {name: table[name] for name in ordered}, test[final_model(test)].tolist()
-
-
-def final_model(models: Collection[str]) -> str:
-    """Of models that were evaluated the one that the method hands over, or would so far."""
-    return next(name for name in ("finetuned", "student", "global") if name in models)
+    test = judged(dataset.test_images, dataset.test_labels, np.arange(len(dataset.test_labels)))
+    validation = judged(dataset.train_images, dataset.train_labels, held) if len(held) else {}
+    table: dict[str, Any] = {}
+    for stage in done:
+        names = stage.judged.names if stage.judged is not None else ()
+        table |= {name: _summary(validation.get(name), test[name]) for name in names}
+        if stage.client_models is not None:
+            table["clients"] = evaluate_clients(problem, stage.client_models(outputs))
+    return table, test[final].tolist(), final

@@ -8,9 +8,9 @@ import numpy as np
 
 from mosaic_jax.mapping import Plan
 from mosaic_jax.stages.groups import in_client_order
-from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Judged, Outputs, Problem, Stage
 from mosaic_jax.steps import submodels
-from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits, mix_client_logits
+from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits, expert_sum, mix_client_logits
 from mosaic_jax.types import PyTree, Series, Variables
 
 
@@ -93,8 +93,12 @@ def experts_stage(problem: Problem) -> Stage:
             return Experts(class_experts(inputs.clients[0], state.label_counts), ())
         return Experts(inputs.clients, state.label_counts)
 
+    def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:
+        return {"expert_sum": expert_sum(predict_experts(problem, outputs["experts"], images))}
+
     return Stage(
         name="experts", unit="step", num_steps=0, segment=1, save_every=1, sharding=None, inputs=inputs_of,
         init=lambda inputs: ExpertsState(counts), host=lambda inputs, start: (), data=(), run=lambda state, *_: (state, Series({})),
         watch=None, watch_every=0, output=output, traffic=lambda state: {"up": 4 * problem.label_counts.size, "down": 0},
+        judged=Judged(("expert_sum",), predict),
     )  # fmt: skip

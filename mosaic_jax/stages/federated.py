@@ -16,7 +16,7 @@ from mosaic_jax.stages.federation import Federation, personal_leaves
 from mosaic_jax.stages.groups import Group, in_client_order
 from mosaic_jax.stages.local_rounds import Cohort, group_prototypes, held_channels, local_round, received
 from mosaic_jax.stages.participation import Participation
-from mosaic_jax.stages.problem import Outputs, Problem, Records, Stage
+from mosaic_jax.stages.problem import Judged, Outputs, Problem, Records, Stage
 from mosaic_jax.stages.static_batch_norm import static_batch_norm
 from mosaic_jax.steps import submodels
 from mosaic_jax.steps.client_update import client_optimizer
@@ -185,11 +185,20 @@ def federated_stage(
         sent = int(np.sum(state.prototypes.valid)) * (problem.feature_size + 1) * 4
         return {"up": int(np.dot(arrived, each)) + sent, "down": int(np.dot(begun, each))}
 
+    own = "global" if start_from is None else "finetuned"
+    models = tuple(own if kind == 0 else f"{own} {problem.architectures[kind].name}" for kind in kinds)
+
+    def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:
+        of_kinds = zip(models, kinds, outputs[name].servers, strict=True)
+        return {of: problem.architectures[kind].classifier.apply(server, images, False)[0] for of, kind, server in of_kinds}
+
     return Stage(
         name=name, unit="round", num_steps=num_rounds, segment=1, save_every=config.checkpoint.every_rounds,
         sharding=FederatedState(REPLICATED, SHARDED, SHARDED, SHARDED, PartitionSpec(None, AXIS)),
         inputs=inputs_of, init=init, host=host, data=data, run=run, watch=watch, watch_every=config.evaluation.every_rounds,
         output=lambda state, inputs: state, traffic=traffic, notices=parts.notices,
+        judged=Judged(models, predict), hands_over=models[0],
+        client_models=(lambda outputs: outputs[name].clients) if keeps_clients else None,
     )  # fmt: skip
 
 

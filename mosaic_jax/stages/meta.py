@@ -9,10 +9,10 @@ import numpy as np
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.experts import Experts, predict_experts, predict_heads
-from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Judged, Outputs, Problem, Stage
 from mosaic_jax.steps.distill_step import synthetic_images
-from mosaic_jax.steps.experts import expert_labels
-from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step
+from mosaic_jax.steps.experts import expert_labels, expert_sum
+from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step, mixture_logits
 from mosaic_jax.types import PyTree, Series, Variables
 
 
@@ -98,8 +98,13 @@ def meta_stage(problem: Problem) -> Stage:
         state, losses = jax.lax.fori_loop(start, stop, step, (state, jnp.zeros(segment)))
         return state, Series({"loss": losses})
 
+    def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:
+        logits = predict_experts(problem, outputs["experts"], images)
+        return {"expert_sum": expert_sum(logits), "mixture": mixture_logits(problem.meta_model, outputs["meta"], logits)}
+
     return Stage(
         name="meta", unit="step", num_steps=meta.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
         sharding=None, inputs=inputs_of, init=init, host=host, data=(), run=run, watch=None, watch_every=0,
         output=lambda state, inputs: state.ema, traffic=lambda state: {"up": 0, "down": 0},
+        judged=Judged(("expert_sum", "mixture"), predict),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from mosaic_jax.rng import root_of
 from mosaic_jax.settings import show
 from mosaic_jax.stages.groups import Architecture, Group, build_groups
 from mosaic_jax.stages.participation import Participation
-from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Series, Splits
+from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Series, Splits, Variables
 
 
 class Problem(NamedTuple):
@@ -185,6 +185,18 @@ def _participants(config: Config, groups: tuple[Group, ...]) -> np.ndarray:
 
 
 Outputs = dict[str, PyTree]
+
+
+class Judged(NamedTuple):
+    """Models by which a stage is judged.
+
+    names: as the table of results calls them; predict(outputs of all stages so far, images f32[B, S, S, 3]) -> {name: logits
+    f32[B, K]} of all of them at once, for they may have work in common. Of a name that two stages give the later one's counts.
+    """
+
+    names: tuple[str, ...]
+    predict: Callable[[Outputs, jax.Array], dict[str, jax.Array]]
+
 Records = dict[str, Any]
 
 
@@ -203,6 +215,9 @@ class Stage(NamedTuple):
     watch(state, inputs, step) -> (state, records), every `watch_every` steps, at step 0 and at the end, or None.
     output(state, inputs): what later stages read. traffic: bytes up and down of the whole stage.
     notices(first, stop): what the user is to be told of the steps first..stop-1.
+    judged: the models by which the stage wants to be judged; hands_over: the one of them that the method hands over, if this is
+        its last stage, empty where another stage's stays.
+    client_models(outputs): of each group leaves [C_g, ...], the clients' models, judged on their own shares; None has none.
     """
 
     name: str
@@ -221,6 +236,9 @@ class Stage(NamedTuple):
     output: Callable[[PyTree, PyTree], PyTree]
     traffic: Callable[[PyTree], dict[str, int]]
     notices: Callable[[int, int], list[str]] = lambda first, stop: []
+    judged: Judged | None = None
+    hands_over: str = ""
+    client_models: Callable[[Outputs], tuple[Variables, ...]] | None = None
 
 
 def placements(problem: Problem, stage: Stage, state: PyTree) -> tuple[PyTree, PyTree]:
