@@ -1,11 +1,10 @@
 """The losses of every stage. All take logits and reduce by the (weighted) mean over the batch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-from mosaic_jax.config import DistillConfig
 
 
 def _mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -24,6 +23,16 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array | Non
 def binary_cross_entropy(score_logits: jax.Array, target: float) -> jax.Array:
     """Mean of -t log sigmoid(s) - (1 - t) log(1 - sigmoid(s)); score_logits: f32[B], target t in [0, 1] -> f32[]."""
     return jnp.mean(jax.nn.softplus(score_logits) - target * score_logits)
+
+
+def generator_loss(score_logits: jax.Array) -> jax.Array:
+    """BCE(D(G(z)), 1), the non-saturating loss of Goodfellow et al. 2014; score_logits: f32[B] -> f32[]."""
+    return binary_cross_entropy(score_logits, 1.0)
+
+
+def discriminator_loss(real_score_logits: jax.Array, fake_score_logits: jax.Array, *, real_target: float = 1.0) -> jax.Array:
+    """BCE(D(x), real_target) + BCE(D(G(z)), 0); f32[B], f32[B] -> f32[]."""
+    return binary_cross_entropy(real_score_logits, real_target) + binary_cross_entropy(fake_score_logits, 0.0)
 
 
 def _kl(teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
@@ -48,7 +57,8 @@ def midpoint_divergence(student_logits: jax.Array, teacher_logits: jax.Array) ->
     return 0.5 * (_kl(middle, student_logits) + _kl(middle, teacher_logits))
 
 
-SYMMETRIC_TERMS = {"jensen_shannon": jensen_shannon, "midpoint": midpoint_divergence}
+Divergence = Callable[[jax.Array, jax.Array], jax.Array]
+SYMMETRIC_TERMS: dict[str, Divergence] = {"jensen_shannon": jensen_shannon, "midpoint": midpoint_divergence}
 
 
 class DistillationTerms(NamedTuple):
@@ -60,22 +70,34 @@ class DistillationTerms(NamedTuple):
 
 
 def distillation_loss(
-    student_logits: jax.Array, teacher_logits: jax.Array, config: DistillConfig, weights: jax.Array | None = None
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    temperature: float = 1.0,
+    kl_weight: float = 0.8,
+    ce_weight: float = 0.2,
+    js_weight: float = 1.0,
+    symmetric: Divergence = jensen_shannon,
+    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, DistillationTerms]:
-    """kl_weight T^2 KL(teacher || student at T) + ce_weight CE(student, argmax teacher) + js_weight J at T.
+    """kl_weight T^2 KL(teacher || student at T) + ce_weight CE(student, argmax teacher) + js_weight J at T -> f32[], its terms.
 
     student_logits, teacher_logits: f32[B, K]; weights: f32[B] or None. No gradient reaches the teacher.
     J takes logits / T as the KL does, but without its T^2, as in the public code.
-    Source: the paper's distillation objective; the public code's J is `distill.js=midpoint`.
+    Source: the paper's distillation objective; the public code's J is `midpoint_divergence`.
+
+    >>> loss, terms = distillation_loss(jnp.array([[0.0, 0.0]]), jnp.array([[0.0, 0.0]]))
+    >>> [round(float(term), 3) for term in (loss, *terms)]
+    [0.139, 0.0, 0.693, 0.0]
     """
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
-    t = config.temperature
+    t = temperature
     terms = DistillationTerms(
         kl=t**2 * _mean(_kl(teacher_logits / t, student_logits / t), weights),
         ce=cross_entropy(student_logits, jnp.argmax(teacher_logits, axis=-1), weights),
-        js=_mean(SYMMETRIC_TERMS[config.js](student_logits / t, teacher_logits / t), weights),
+        js=_mean(symmetric(student_logits / t, teacher_logits / t), weights),
     )
-    return config.kl_weight * terms.kl + config.ce_weight * terms.ce + config.js_weight * terms.js, terms
+    return kl_weight * terms.kl + ce_weight * terms.ce + js_weight * terms.js, terms
 
 
 def prediction_entropy(logits: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ import pytest
 from jax.test_util import check_grads
 
 from mosaic_jax import losses
-from mosaic_jax.config import DistillConfig
 
 RANDOM = np.random.default_rng(0)
 STUDENT, TEACHER = (3.0 * RANDOM.standard_normal((16, 7)) for _ in range(2))
@@ -89,20 +88,25 @@ def test_midpoint_divergence_takes_the_softmax_of_the_mean_logits() -> None:
 @pytest.mark.parametrize("js", ["jensen_shannon", "midpoint"])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_distillation_loss_is_the_weighted_sum_of_its_terms(temperature: float, js: str, weights: np.ndarray | None) -> None:
-    config = DistillConfig(temperature=temperature, kl_weight=0.7, ce_weight=0.3, js_weight=0.5, js=js)
+    numbers = {"temperature": temperature, "kl_weight": 0.7, "ce_weight": 0.3, "js_weight": 0.5}
     student, teacher = STUDENT / temperature, TEACHER / temperature
     divergence = temperature**2 * np.average(kl(softmax(teacher), softmax(student)), weights=weights)
     entropy = np.average(-np.log(softmax(STUDENT)[np.arange(16), TEACHER.argmax(1)]), weights=weights)
     symmetric = np.average({"jensen_shannon": jensen_shannon, "midpoint": midpoint}[js](student, teacher), weights=weights)
-    loss, terms = losses.distillation_loss(f32(STUDENT), f32(TEACHER), config, None if weights is None else f32(weights))
+    weights = None if weights is None else f32(weights)
+    loss, terms = losses.distillation_loss(
+        f32(STUDENT), f32(TEACHER), **numbers, symmetric=losses.SYMMETRIC_TERMS[js], weights=weights
+    )
     np.testing.assert_allclose(terms, [divergence, entropy, symmetric], rtol=1e-5)
     assert loss == pytest.approx(0.7 * divergence + 0.3 * entropy + 0.5 * symmetric, rel=1e-5)
 
 
 def test_distillation_gives_the_student_a_right_gradient_and_the_teacher_none() -> None:
-    config = DistillConfig(temperature=2.0)
-    check_grads(lambda s: losses.distillation_loss(s, f32(TEACHER), config)[0], (f32(STUDENT),), 1, ["rev"], rtol=2e-2, atol=1e-3)
-    gradient = jax.grad(lambda t: losses.distillation_loss(f32(STUDENT), t, config)[0])(f32(TEACHER))
+    def loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
+        return losses.distillation_loss(student, teacher, temperature=2.0)[0]
+
+    check_grads(lambda s: loss(s, f32(TEACHER)), (f32(STUDENT),), 1, ["rev"], rtol=2e-2, atol=1e-3)
+    gradient = jax.grad(lambda t: loss(f32(STUDENT), t))(f32(TEACHER))
     assert not np.any(gradient)
 
 

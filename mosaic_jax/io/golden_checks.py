@@ -3,6 +3,7 @@
 `scripts/check_golden.py` compares these with files of values that the public PyTorch code computed from the same tensors.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -12,11 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax.config import DistillConfig, GeneratorConfig, MetaConfig, ModelConfig
+from mosaic_jax.config import GeneratorConfig, MetaConfig, ModelConfig
 from mosaic_jax.data.partition import dirichlet_unbalanced
 from mosaic_jax.io.golden import fill, filled, images_of, labels_of, nchw, normal
 from mosaic_jax.io.torch_weights import to_torch
-from mosaic_jax.losses import batch_diversity, batch_statistics_loss, binary_cross_entropy, distillation_loss, prediction_entropy
+from mosaic_jax.losses import (
+    batch_diversity,
+    batch_statistics_loss,
+    binary_cross_entropy,
+    distillation_loss,
+    midpoint_divergence,
+    prediction_entropy,
+)
 from mosaic_jax.models import build_classifier, build_discriminator, build_generator, build_meta_model
 from mosaic_jax.rng import key_of
 from mosaic_jax.steps.client_update import client_optimizer, sgd_step
@@ -204,8 +212,8 @@ def check_distillation_loss(golden: Golden, seed: int) -> Quantities:
     yield "student_logits", student, EXACT
     yield "teacher_logits", teacher, EXACT
     for suffix in (key.removeprefix("loss") for key in golden if key.startswith("loss_T")):
-        config = DistillConfig(temperature=float(suffix[2:]), kl_weight=0.8, ce_weight=0.2, js_weight=1.0, js="midpoint")
-        (loss, terms), gradient = jax.value_and_grad(distillation_loss, has_aux=True)(student, teacher, config)
+        function = functools.partial(distillation_loss, temperature=float(suffix[2:]), symmetric=midpoint_divergence)
+        (loss, terms), gradient = jax.value_and_grad(function, has_aux=True)(student, teacher)
         yield f"loss{suffix}", loss, LOSS
         yield f"grad{suffix}", gradient, GRADIENT
         yield f"jsd{suffix}", terms.js, LOSS

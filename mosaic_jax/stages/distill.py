@@ -5,6 +5,7 @@ draw clean images, the teacher where they do not. So one student is distilled fo
 the same images, and validation chooses.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from mosaic_jax.stages.problem import Judged, Outputs, Problem, Records, Stage
 from mosaic_jax.steps.distill_step import (
     BestStudent,
     DistillInfo,
+    StudentLoss,
     StudentState,
     distill_step,
     init_student,
@@ -49,6 +51,9 @@ class DistillInputs(NamedTuple):
     clients: PyTree = ()
 
 
+Teacher = Callable[[jax.Array], jax.Array]  # experts' logits f32[B, E, K] -> f32[B, K]
+
+
 class DistillState(NamedTuple):
     """students: leaves [S, ...], one for each strength of the label prior; best: of them all and of all looks."""
 
@@ -56,8 +61,12 @@ class DistillState(NamedTuple):
     best: BestStudent
 
 
-def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -> jax.Array:
-    """The teacher that `distill.teacher` names: f32[B, 32, 32, 3] -> f32[B, K], without gradient."""
+def teacher_logits(
+    problem: Problem, inputs: DistillInputs, images: jax.Array, teacher: Teacher | None = None
+) -> jax.Array:
+    """The teacher, or the one that `distill.teacher` names: f32[B, S, S, 3] -> f32[B, K], without gradient."""
+    if teacher is not None:
+        return jax.lax.stop_gradient(teacher(predict_experts(problem, inputs.experts, images)))
     if problem.config.distill.teacher == "uniform":
         return jnp.mean(predict_clients(problem, inputs.clients, images)[:, problem.participants], axis=1)
     logits = predict_experts(problem, inputs.experts, images)
@@ -66,10 +75,11 @@ def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array) -
     return jax.lax.stop_gradient(mixture_logits(problem.meta_model, inputs.meta, logits))
 
 
-def distill_stage(problem: Problem) -> Stage:
+def distill_stage(problem: Problem, *, teacher: Teacher | None = None, loss: StudentLoss | None = None) -> Stage:
     """num_steps steps of every student on fresh synthetic images; the output is the best by validation (or the best of the last).
 
-    `distill.label_prior` says how many students there are; without validation images there can be one.
+    `distill.label_prior` says how many students there are; without validation images there can be one. teacher: of the experts'
+    logits, None is what `distill.teacher` names; loss: None is the configured one.
     """
     config, distill = problem.config, problem.config.distill
     guarded = any(len(v) for v in problem.splits.validation)
@@ -89,6 +99,8 @@ def distill_stage(problem: Problem) -> Stage:
         # A network that no client has begins afresh.
         start = problem.classifier.init(key_at(problem.root, "student")) if problem.student is None else None
         start = outputs["warmup"].servers[problem.student] if start is None else start
+        if teacher is not None:
+            return DistillInputs(start, outputs["generators"], outputs["experts"], ())
         if distill.teacher == "uniform":
             return DistillInputs(start, outputs["generators"], (), (), outputs["warmup"].clients)
         return DistillInputs(start, outputs["generators"], outputs["experts"], outputs["meta"])
@@ -96,7 +108,7 @@ def distill_stage(problem: Problem) -> Stage:
     def draw(inputs: DistillInputs, stage: str, step: jax.Array, root: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = key_at(root, stage, step)
         images = synthetic_images(problem.generator, inputs.generators, key, num_images, batch_norm)
-        return images, teacher_logits(problem, inputs, images)
+        return images, teacher_logits(problem, inputs, images, teacher)
 
     def init(inputs: DistillInputs) -> DistillState:
         student = init_student(inputs.start, distill)
@@ -106,17 +118,18 @@ def distill_stage(problem: Problem) -> Stage:
         state: DistillState, inputs: DistillInputs, data: PyTree, host: PyTree, start: jax.Array, stop: jax.Array
     ) -> tuple[DistillState, Series]:
         def one(student: StudentState, teacher: jax.Array, images: jax.Array) -> tuple[StudentState, DistillInfo]:
-            return distill_step(problem.classifier, student, images, teacher, sample_weights(teacher, sizes, distill), distill)
+            weights = sample_weights(teacher, sizes, distill)
+            return distill_step(problem.classifier, student, images, teacher, weights, distill, loss)
 
         def step(t: jax.Array, carry: tuple) -> tuple:
             students, series = carry
-            images, teacher = draw(inputs, "distill", t, problem.root)
-            teachers = jnp.stack([with_label_prior(teacher, label_counts, strength, eps) for strength in strengths])
+            images, logits = draw(inputs, "distill", t, problem.root)
+            teachers = jnp.stack([with_label_prior(logits, label_counts, strength, eps) for strength in strengths])
             students, info = for_each_client(one, (students, teachers), (images,), Plan(problem.expert_plan.chunk))
-            values = info._asdict() | info.terms._asdict()
+            values = {**info._asdict(), **info.terms}
             return students, {name: of_each.at[t - start].set(values[name]) for name, of_each in series.items()}
 
-        names = ("loss", *DistillationTerms._fields, "teacher_confidence", "agreement")
+        names = ("loss", *(DistillationTerms._fields if loss is None else ()), "teacher_confidence", "agreement")
         zeros = {name: jnp.zeros((segment, len(strengths))) for name in names}
         students, series = jax.lax.fori_loop(start, stop, step, (state.students, zeros))
         losses = {f"{name}{suffix}": series[name][:, place] for name in names for place, suffix in enumerate(suffixes)}
@@ -168,12 +181,16 @@ def distill_stage(problem: Problem) -> Stage:
         return {"up": 4 * looks * problem.num_clients, "down": num_bytes(state.best.variables) * looks * problem.num_clients}
 
     def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:
-        return {"student": problem.classifier.apply(outputs["distill"], images, False)[0]}
+        found = {"student": problem.classifier.apply(outputs["distill"], images, False)[0]}
+        if teacher is None:
+            return found
+        logits = predict_experts(problem, outputs["experts"], images)
+        return {"expert_sum": expert_sum(logits), "teacher": teacher(logits)} | found
 
     return Stage(
         name="distill", unit="step", num_steps=distill.num_steps, segment=segment, save_every=config.checkpoint.every_steps,
         sharding=None, inputs=inputs_of, init=init,
         host=lambda inputs, start: (), data=(), run=run, watch=watch, watch_every=distill.evaluate_every,
         output=output, traffic=traffic, hands_over="student",
-        judged=Judged(("student",), predict),
+        judged=Judged(("student",) if teacher is None else ("expert_sum", "teacher", "student"), predict),
     )  # fmt: skip

@@ -43,9 +43,10 @@ class ExpertsInputs(NamedTuple):
 def predict_experts(problem: Problem, experts: Experts, images: jax.Array) -> jax.Array:
     """Logits of every class expert on images: f32[B, 32, 32, 3] -> f32[B, E, K], in either mode of `experts`."""
     if problem.config.expert_space == "logits":
-        return mix_client_logits(predict_clients(problem, experts.models, images), experts.label_counts)
+        return mix_client_logits(predict_clients(problem, experts.models, images), experts.label_counts, problem.expert_weights)
     plan, group = Plan(problem.expert_plan.chunk), problem.expert_plan.images
-    return expert_logits(problem.architectures[0].classifier, *_averaged(experts), images, plan=plan, group=group)
+    classifier, weights_of = problem.architectures[0].classifier, problem.expert_weights
+    return expert_logits(classifier, *_averaged(experts), images, plan=plan, group=group, weights_of=weights_of)
 
 
 def predict_clients(problem: Problem, clients: tuple[Variables, ...], images: jax.Array) -> jax.Array:
@@ -64,7 +65,7 @@ def predict_heads(problem: Problem, experts: Experts, features: jax.Array) -> ja
     Of clients that all have the whole of one network, or whose experts are averages.
     """
     plan = Plan(problem.expert_plan.chunk)
-    return expert_head_logits(problem.architectures[0].classifier, *_averaged(experts), features, plan)
+    return expert_head_logits(problem.architectures[0].classifier, *_averaged(experts), features, plan, problem.expert_weights)
 
 
 def _averaged(experts: Experts) -> tuple[Variables, PyTree]:
@@ -90,7 +91,7 @@ def experts_stage(problem: Problem) -> Stage:
             ]
             return Experts(submodels.aggregate_classes(inputs.fallback[0], groups, problem.architectures[0].axes), ())
         if averaged and problem.expert_plan.stored:
-            return Experts(class_experts(inputs.clients[0], state.label_counts), ())
+            return Experts(class_experts(inputs.clients[0], state.label_counts, problem.expert_weights), ())
         return Experts(inputs.clients, state.label_counts)
 
     def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:

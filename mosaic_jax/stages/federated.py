@@ -21,7 +21,7 @@ from mosaic_jax.stages.static_batch_norm import static_batch_norm
 from mosaic_jax.steps import submodels
 from mosaic_jax.steps.client_update import client_optimizer
 from mosaic_jax.steps.prototypes import Prototypes
-from mosaic_jax.trees import broadcast, num_bytes, stack, weighted_mean, where
+from mosaic_jax.trees import broadcast, num_bytes, stack, where
 from mosaic_jax.types import PyTree, Series, Variables
 
 
@@ -238,6 +238,6 @@ def _mean(
         return new._replace(params=new.params | {"linear": submodels.aggregate_heads(old, by_class, axes)})
     ((_, models, _, weights),) = sent
     if not some_are_missing:
-        return weighted_mean(models, weights)
+        return federation.aggregate(models, weights)
     any_arrived = jnp.sum(weights) > 0
-    return where(any_arrived, weighted_mean(models, jnp.where(any_arrived, weights, 1.0)), old)
+    return where(any_arrived, federation.aggregate(models, jnp.where(any_arrived, weights, 1.0)), old)

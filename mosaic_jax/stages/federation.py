@@ -7,6 +7,7 @@ import jax
 
 from mosaic_jax.steps.client_update import ClientLoss, plain_loss
 from mosaic_jax.steps.submodels import Channels, Sizes
+from mosaic_jax.trees import weighted_mean
 from mosaic_jax.types import Variables
 
 
@@ -14,6 +15,7 @@ class Federation(NamedTuple):
     """FedAvg, and what another method has in the place of parts of it.
 
     loss: what a client minimizes.
+    aggregate(models [C, ...], weights f32[C]) -> the server's new model, where clients hold whole networks.
     personal: of a model's variables, bool leaves in their places, True for those that stay on the client; None is none.
     channels(sizes, held sizes, round i32[], key of client and round) -> the channels of each space that a client holds in that
         round; None where clients hold whole networks only.
@@ -23,6 +25,7 @@ class Federation(NamedTuple):
     """
 
     loss: ClientLoss = plain_loss
+    aggregate: Callable[[Variables, jax.Array], Variables] = weighted_mean
     personal: Callable[[Variables], Variables] | None = None
     channels: Callable[[Sizes, Sizes, jax.Array, jax.Array], Channels] | None = None
     heads_by_class: bool = False

@@ -12,7 +12,7 @@ from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.groups import Group, in_client_order
 from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps.client_update import client_optimizer, sgd_step
-from mosaic_jax.steps.generator_step import GanState, generator_step, init_gan, inversion_weights, uploaded
+from mosaic_jax.steps.generator_step import GanLosses, GanState, generator_step, init_gan, inversion_weights, uploaded
 from mosaic_jax.steps.submodels import extract
 from mosaic_jax.trees import broadcast, num_bytes
 from mosaic_jax.types import Batch, Discriminator, PyTree, Series, Variables
@@ -113,21 +113,23 @@ def auxiliary_stage(problem: Problem) -> Stage:
     )  # fmt: skip
 
 
-def generators_stage(problem: Problem) -> Stage:
+def generators_stage(problem: Problem, *, discriminator: Discriminator | None = None, losses: GanLosses | None = None) -> Stage:
     """Every client's GAN for its own number of steps, the clients mapped; the output is what they upload, Variables [C, ...].
+
+    discriminator, losses: None is what the configuration names.
 
     A client that never took part has none: rows are those of `Problem.participants`. State: a GanState of each group of
     `trainers`, leaves [C_g, ...].
     """
     config, gan, groups = problem.config, problem.config.generator, trainers(problem)
-    separate = gan.discriminator == "separate"
+    separate = discriminator is not None or gan.discriminator == "separate"
     real = real_indices(problem)
     num_steps = steps_per_client(np.array([len(r) for r in real]), gan.num_epochs, gan.batch_size, gan.num_steps)
     segment = config.mapping.segment_steps
     weights = inversion_weights(jnp.asarray(problem.num_samples), gan)
 
     def judge(group: Group) -> Discriminator:
-        return judge_of(gan, group.classifier, config.precision, config.data.image_size)
+        return discriminator or judge_of(gan, group.classifier, config.precision, config.data.image_size)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         return translate(key, images) if gan.augment == "translate" else images
@@ -170,7 +172,7 @@ def generators_stage(problem: Problem) -> Stage:
                     noise = jax.random.normal(keys[0], (gan.batch_size, gan.latent_size))
                     state, info = generator_step(
                         problem.generator, judge(group), group.classifier, state, classifier,
-                        problem.decode(images[indices[t - start]]), noise, keys[1:], augment, inversion_weight, gan,
+                        problem.decode(images[indices[t - start]]), noise, keys[1:], augment, inversion_weight, gan, losses,
                     )  # fmt: skip
                     place = t - start
                     return state, d_losses.at[place].set(info.discriminator_loss), g_losses.at[place].set(info.generator_loss)

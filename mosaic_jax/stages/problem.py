@@ -17,10 +17,11 @@ from mosaic_jax.data.partition.dealing import Rejected, unheard
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import REPLICATED, ExpertPlan, Plan, make_expert_plan, make_plan, one_device, shardings
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
-from mosaic_jax.rng import root_of
+from mosaic_jax.rng import key_of, root_of
 from mosaic_jax.settings import show
 from mosaic_jax.stages.groups import Architecture, Group, build_groups
 from mosaic_jax.stages.participation import Participation
+from mosaic_jax.steps.experts import class_weights
 from mosaic_jax.types import Classifier, Dataset, Generator, MetaModel, PyTree, Series, Splits, Variables
 
 
@@ -30,6 +31,7 @@ class Problem(NamedTuple):
     config: with the data set's own settings in the place of auto; root: of its seed, for `key_at`.
     label_counts: i64[C, K] and num_samples: i64[C] count the clients' TRAINING images, validation shares taken out;
     partition_counts: i64[C, K] counts all images dealt, as papers print them. client_plan, expert_plan: how both are mapped.
+    expert_weights: label counts f32[C, K] -> f32[K, C], the share of each client in each class expert.
     classifier: the student's network, that of `model`; architectures, groups: the clients' networks, and who holds which.
     participants: i64[], ascending, the clients whose work arrives in some round of the warm-up; others have neither a generator nor
     a share in an expert.
@@ -52,6 +54,7 @@ class Problem(NamedTuple):
     meta_model: MetaModel
     client_plan: Plan
     expert_plan: ExpertPlan
+    expert_weights: Callable[[jax.Array], jax.Array] = class_weights
 
     @property
     def num_clients(self) -> int:
@@ -132,6 +135,26 @@ def build_problem(
         meta_model=build_meta_model(config.meta, num_classes, num_classes),
         client_plan=make_plan(config.mapping, config.partition.num_clients),
         expert_plan=make_expert_plan(config.mapping, config.memory, num_classes, stored_fit=True, fitting=num_classes),
+    )
+
+
+def with_networks(
+    problem: Problem, classifier: Classifier | None, generator: Generator | None, meta_model: MetaModel | None
+) -> Problem:
+    """The problem with other networks where they are not None; raises ConfigError for a classifier where clients have several."""
+    problem = problem if generator is None else problem._replace(generator=generator)
+    problem = problem if meta_model is None else problem._replace(meta_model=meta_model)
+    if classifier is None:
+        return problem
+    if len(problem.groups) > 1 or problem.groups[0].rate < 1:
+        given = show(problem.config.clients.models) or f"rates {show(problem.config.client_rates)}"
+        raise ConfigError(f"classifier=: clients have several networks ({given}); give them by clients.models, or give all one")
+    (architecture,), (group,) = problem.architectures, problem.groups
+    axes = jax.tree.map(lambda leaf: (None,) * leaf.ndim, jax.eval_shape(classifier.init, key_of(0)))
+    return problem._replace(
+        classifier=classifier,
+        architectures=(architecture._replace(classifier=classifier, axes=axes, sizes={}),),
+        groups=(group._replace(classifier=classifier, sizes={}),),
     )
 
 

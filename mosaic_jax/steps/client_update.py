@@ -16,8 +16,8 @@ Preprocess = Callable[[jax.Array, jax.Array], jax.Array]
 class Local(NamedTuple):
     """What a client's loss may look at.
 
-    logits: f32[B, K] and labels: i32[B] of the batch; params: the client's; received: those that it began the round with;
-    label_counts: f32[K], the client's images of each class.
+    logits: f32[B, K], labels: i32[B] and features: f32[B, D] of the batch; params: the client's; received: those that it began the
+    round with; label_counts: f32[K], the client's images of each class.
     """
 
     logits: jax.Array
@@ -25,6 +25,7 @@ class Local(NamedTuple):
     params: PyTree
     received: PyTree
     label_counts: jax.Array
+    features: jax.Array
 
 
 ClientLoss = Callable[[Local], jax.Array]
@@ -52,16 +53,18 @@ def sgd_step(
     opt_state: PyTree,
     batch: Batch,
     optimizer: optax.GradientTransformation,
-    loss: Callable[[jax.Array, PyTree], jax.Array] | None = None,
+    loss: Callable[[jax.Array, PyTree, jax.Array], jax.Array] | None = None,
 ) -> tuple[Variables, PyTree, jax.Array]:
     """One step of training with BatchNorm in train mode -> (variables, optimizer state, loss f32[]).
 
-    loss(logits f32[B, K], params) -> f32[]; None is the batch's cross-entropy.
+    loss(logits f32[B, K], params, features f32[B, D]) -> f32[]; None is the batch's cross-entropy.
     """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
-        logits, batch_stats = classifier.apply(Variables(params, variables.batch_stats), batch.images, True)
-        return cross_entropy(logits, batch.labels) if loss is None else loss(logits, params), batch_stats
+        variables_now = Variables(params, variables.batch_stats)
+        features, batch_stats = classifier.features(variables_now, batch.images, True)
+        logits = classifier.head(variables_now, features)
+        return cross_entropy(logits, batch.labels) if loss is None else loss(logits, params, features), batch_stats
 
     (value, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)
     updates, opt_state = optimizer.update(gradients, opt_state, variables.params)
@@ -89,8 +92,8 @@ def client_update(
         batch, index = scanned
         batch = Batch(preprocess(jax.random.fold_in(key, index), batch.images), batch.labels)
 
-        def of_batch(logits: jax.Array, params: PyTree) -> jax.Array:
-            return loss(Local(logits, batch.labels, params, variables.params, label_counts))
+        def of_batch(logits: jax.Array, params: PyTree, features: jax.Array) -> jax.Array:
+            return loss(Local(logits, batch.labels, params, variables.params, label_counts, features))
 
         moved, opt_state, value = sgd_step(classifier, *carry, batch, optimizer, of_batch)
         return (moved, opt_state), value

@@ -1,5 +1,6 @@
 """Distillation into the student: sampling, the loss, one step. No argument here can hold a real image."""
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mosaic_jax.config import DistillConfig
-from mosaic_jax.losses import DistillationTerms, distillation_loss
+from mosaic_jax.losses import SYMMETRIC_TERMS, distillation_loss
 from mosaic_jax.steps.generator_step import sample_images
 from mosaic_jax.trees import moving_average, where
 from mosaic_jax.types import Classifier, Generator, PyTree, Variables
@@ -36,11 +37,15 @@ class BestStudent(NamedTuple):
     place: jax.Array
 
 
+# (student logits f32[B, K], teacher logits f32[B, K], weights f32[B] or None) -> loss f32[], and f32[] of its terms by name.
+StudentLoss = Callable[[jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, Mapping[str, jax.Array]]]
+
+
 class DistillInfo(NamedTuple):
-    """loss: f32[]; terms: kl, ce, js; teacher_confidence, agreement: f32[], means over the batch of images."""
+    """loss: f32[]; terms: f32[] by name; teacher_confidence, agreement: f32[], means over the batch of images."""
 
     loss: jax.Array
-    terms: DistillationTerms
+    terms: Mapping[str, jax.Array]
     teacher_confidence: jax.Array
     agreement: jax.Array
 
@@ -87,6 +92,17 @@ def sample_weights(teacher_logits: jax.Array, client_sizes: jax.Array, config: D
     return jnp.repeat(client_sizes, teacher_logits.shape[0] // client_sizes.shape[0])
 
 
+def configured_loss(config: DistillConfig) -> StudentLoss:
+    """`distillation_loss` with the weights, the temperature and the symmetric term that a configuration names."""
+    numbers = {name: getattr(config, name) for name in ("temperature", "kl_weight", "ce_weight", "js_weight")}
+
+    def loss(student: jax.Array, teacher: jax.Array, weights: jax.Array | None) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        value, terms = distillation_loss(student, teacher, **numbers, symmetric=SYMMETRIC_TERMS[config.js], weights=weights)
+        return value, terms._asdict()
+
+    return loss
+
+
 def with_label_prior(teacher_logits: jax.Array, label_counts: jax.Array, strength: float, eps: float) -> jax.Array:
     """The teacher corrected by what the server knows of the client whose generator drew an image:
 
@@ -111,17 +127,20 @@ def distill_step(
     teacher_logits: jax.Array,
     weights: jax.Array | None,
     config: DistillConfig,
+    student_loss: StudentLoss | None = None,
 ) -> tuple[StudentState, DistillInfo]:
-    """One Adam step of the student on `distillation_loss`; its BatchNorm sees the synthetic batch or stays in eval mode.
+    """One Adam step of the student on its loss; its BatchNorm sees the synthetic batch or stays in eval mode.
 
-    images: f32[B, S, S, 3]; teacher_logits: f32[B, K]; weights: f32[B] or None. Source: SPEC stage 6.
+    images: f32[B, S, S, 3]; teacher_logits: f32[B, K]; weights: f32[B] or None; student_loss: None is `distillation_loss` with the
+    configuration's weights. Source: the paper's distillation stage.
     """
+    student_loss = student_loss or configured_loss(config)
     train = config.student_batch_norm == "batch"
     variables = state.variables
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, tuple]:
         logits, batch_stats = classifier.apply(Variables(params, variables.batch_stats), images, train)
-        loss, terms = distillation_loss(logits, teacher_logits, config, weights)
+        loss, terms = student_loss(logits, teacher_logits, weights)
         return loss, (terms, logits, batch_stats)
 
     (loss, (terms, logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)

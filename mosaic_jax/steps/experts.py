@@ -21,12 +21,15 @@ def class_weights(label_counts: jax.Array) -> jax.Array:
     return jnp.where(per_class > 0, held, (sizes / jnp.sum(sizes))[:, None]).T
 
 
-def class_experts(clients: Variables, label_counts: jax.Array) -> Variables:
+Weights = Callable[[jax.Array], jax.Array]  # label counts [C, K] -> f32[K, C], rows that sum to 1
+
+
+def class_experts(clients: Variables, label_counts: jax.Array, weights_of: Weights = class_weights) -> Variables:
     """expert_c = sum_i n[i,c] theta_i / sum_i n[i,c], parameters and BatchNorm statistics alike.
 
     clients: leaves f32[C, ...]; label_counts: [C, K] -> leaves f32[K, ...]. Source: paper's expert construction.
     """
-    return _mean(clients, class_weights(label_counts))
+    return _mean(clients, weights_of(label_counts))
 
 
 def _mean(clients: Variables, weights: jax.Array) -> Variables:
@@ -35,8 +38,9 @@ def _mean(clients: Variables, weights: jax.Array) -> Variables:
 
 
 def for_each_expert(
-    fn: Callable[[Variables], jax.Array], models: Variables, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME
-) -> jax.Array:
+    fn: Callable[[Variables], jax.Array], models: Variables, label_counts: PyTree = (), plan: Plan = ONE_AT_A_TIME,
+    weights_of: Weights = class_weights,
+) -> jax.Array:  # fmt: skip
     """`fn` of every expert, stacked: [E, ...].
 
     models: the experts, leaves f32[E, ...]; or, with label_counts [C, K], the clients' models f32[C, ...] that each expert is
@@ -44,7 +48,7 @@ def for_each_expert(
     """
     if isinstance(label_counts, tuple):
         return for_each_client(fn, (models,), plan=plan)
-    return for_each_client(lambda weights, clients: fn(_mean(clients, weights)), (class_weights(label_counts),), (models,), plan)
+    return for_each_client(lambda weights, clients: fn(_mean(clients, weights)), (weights_of(label_counts),), (models,), plan)
 
 
 def expert_logits(
@@ -54,6 +58,7 @@ def expert_logits(
     images: jax.Array,
     plan: Plan = ONE_AT_A_TIME,
     group: int = 0,
+    weights_of: Weights = class_weights,
 ) -> jax.Array:
     """Every expert, run whole in eval mode on the same images: f32[B, 32, 32, 3] -> f32[B, E, K]; see `for_each_expert`.
 
@@ -63,24 +68,25 @@ def expert_logits(
     def logits_of(expert: Variables) -> jax.Array:
         return in_groups(lambda some: classifier.apply(expert, some, False)[0], images, group)
 
-    logits = for_each_expert(logits_of, models, label_counts, plan)
+    logits = for_each_expert(logits_of, models, label_counts, plan, weights_of)
     return jax.lax.stop_gradient(jnp.swapaxes(logits, 0, 1))
 
 
 def expert_head_logits(
-    classifier: Classifier, models: Variables, label_counts: PyTree, features: jax.Array, plan: Plan = ONE_AT_A_TIME
-) -> jax.Array:
+    classifier: Classifier, models: Variables, label_counts: PyTree, features: jax.Array, plan: Plan = ONE_AT_A_TIME,
+    weights_of: Weights = class_weights,
+) -> jax.Array:  # fmt: skip
     """Only the experts' linear heads, for prototypes: f32[B, D] -> f32[B, E, K]; of recomputed experts only heads are made."""
-    logits = for_each_expert(lambda expert: classifier.head(expert, features), models, label_counts, plan)
+    logits = for_each_expert(lambda expert: classifier.head(expert, features), models, label_counts, plan, weights_of)
     return jnp.swapaxes(logits, 0, 1)
 
 
-def mix_client_logits(client_logits: jax.Array, label_counts: jax.Array) -> jax.Array:
+def mix_client_logits(client_logits: jax.Array, label_counts: jax.Array, weights_of: Weights = class_weights) -> jax.Array:
     """Experts in logit space: expert c = sum_i weights[c, i] f_i(x); f32[B, C, K] -> f32[B, E, K].
 
     For a linear head this equals averaging the heads, so prototypes need no second form.
     """
-    return jnp.einsum("ei,bik->bek", class_weights(label_counts), client_logits)
+    return jnp.einsum("ei,bik->bek", weights_of(label_counts), client_logits)
 
 
 def expert_sum(logits: jax.Array) -> jax.Array:

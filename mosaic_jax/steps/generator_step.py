@@ -1,5 +1,6 @@
 """One GAN step of one client: the discriminator, then the generator."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mosaic_jax.config import GeneratorConfig
-from mosaic_jax.losses import batch_diversity, batch_statistics_loss, binary_cross_entropy, prediction_entropy
+from mosaic_jax.losses import batch_diversity, batch_statistics_loss, discriminator_loss, generator_loss, prediction_entropy
 from mosaic_jax.trees import moving_average
 from mosaic_jax.types import Classifier, Discriminator, Generator, PyTree, Variables
 
@@ -50,18 +51,31 @@ def init_gan(generator: Variables, discriminator: Variables, config: GeneratorCo
     )
 
 
+class GanLosses(NamedTuple):
+    """generator(score logits f32[B]) -> f32[]; discriminator(those of real images, those of generated ones, f32[B] each) -> f32[]."""
+
+    generator: Callable[[jax.Array], jax.Array]
+    discriminator: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def gan_losses(config: GeneratorConfig) -> GanLosses:
+    """The cross-entropies of DCGAN, the target of real images as `generator.real_target` has it."""
+    return GanLosses(generator_loss, functools.partial(discriminator_loss, real_target=config.real_target))
+
+
 def discriminator_gradients(
-    discriminator: Discriminator, variables: Variables, real: jax.Array, fake: jax.Array, real_target: float
-) -> tuple[jax.Array, PyTree, PyTree]:
-    """BCE(D(x), real_target) + BCE(D(G(z)), 0) -> (loss, moved BatchNorm statistics, gradients)."""
+    discriminator: Discriminator, variables: Variables, real: jax.Array, fake: jax.Array,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, PyTree, PyTree]:  # fmt: skip
+    """loss(D(x), D(G(z))) -> (loss, moved BatchNorm statistics, gradients)."""
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, PyTree]:
         on_real, batch_stats = discriminator.apply(Variables(params, variables.batch_stats), real, True)
         on_fake, batch_stats = discriminator.apply(Variables(params, batch_stats), fake, True)
-        return binary_cross_entropy(on_real, real_target) + binary_cross_entropy(on_fake, 0.0), batch_stats
+        return loss(on_real, on_fake), batch_stats
 
-    (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)
-    return loss, batch_stats, gradients
+    (value, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables.params)
+    return value, batch_stats, gradients
 
 
 def image_loss(
@@ -73,14 +87,15 @@ def image_loss(
     augment: Callable[[jax.Array], jax.Array],
     inversion_weight: jax.Array,
     config: GeneratorConfig,
+    losses: GanLosses,
 ) -> tuple[jax.Array, PyTree]:
     """L_G as a function of generated images, and the discriminator's moved BatchNorm statistics.
 
-    L_G = BCE(D(G(z)), 1) + entropy_weight H + diversity_weight sum_k w_k log w_k + inversion_weight L_inv.
-    inversion_weight: f32[], 0 for a client with tau samples or more. Source: paper's generator objective, SPEC stage 2.
+    L_G = losses.generator(D(G(z))) + entropy_weight H + diversity_weight sum_k w_k log w_k + inversion_weight L_inv.
+    inversion_weight: f32[], 0 for a client with tau samples or more. Source: paper's generator objective.
     """
     scores, batch_stats = discriminator.apply(discriminator_variables, augment(images), True)
-    loss = binary_cross_entropy(scores, 1.0)
+    loss = losses.generator(scores)
     if config.entropy_weight == config.diversity_weight == config.inversion_weight == 0.0:
         return loss, batch_stats
     train = config.classifier_batch_norm == "train"
@@ -106,19 +121,22 @@ def generator_step(
     augment: Augment,
     inversion_weight: jax.Array,
     config: GeneratorConfig,
+    losses: GanLosses | None = None,
 ) -> tuple[GanState, GanInfo]:
     """One step of one client: D on real and generated images, then G through the D just updated.
 
     real: f32[B, S, S, 3]; noise: f32[B, Z]; keys: key[3], the augmentations of real, of generated (D) and generated (G).
+    losses: None is `gan_losses(config)`.
     """
+    losses = losses or gan_losses(config)
     optimizer = gan_optimizer(config)
 
     def generate(params: PyTree) -> tuple[jax.Array, PyTree]:
         return generator.apply(Variables(params, state.generator.batch_stats), noise, True)
 
     fake, pull_back, generator_stats = jax.vjp(generate, state.generator.params, has_aux=True)
-    discriminator_loss, stats, gradients = discriminator_gradients(
-        discriminator, state.discriminator, augment(keys[0], real), augment(keys[1], fake), config.real_target
+    of_discriminator, stats, gradients = discriminator_gradients(
+        discriminator, state.discriminator, augment(keys[0], real), augment(keys[1], fake), losses.discriminator
     )
     updates, discriminator_opt = optimizer.update(gradients, state.discriminator_opt)
     updated = Variables(optax.apply_updates(state.discriminator.params, updates), stats)
@@ -126,7 +144,7 @@ def generator_step(
     def loss_fn(images: jax.Array) -> tuple[jax.Array, PyTree]:
         return image_loss(
             discriminator, updated, classifier, classifier_variables, images,
-            lambda x: augment(keys[2], x), inversion_weight, config,
+            lambda x: augment(keys[2], x), inversion_weight, config, losses,
         )  # fmt: skip
 
     (loss, stats), image_gradients = jax.value_and_grad(loss_fn, has_aux=True)(fake)
@@ -137,7 +155,7 @@ def generator_step(
     moved = GanState(
         Variables(params, generator_stats), Variables(updated.params, stats), generator_opt, discriminator_opt, ema
     )
-    return moved, GanInfo(discriminator_loss, loss)
+    return moved, GanInfo(of_discriminator, loss)
 
 
 def sample_images(generator: Generator, variables: Variables, noise: jax.Array, batch_norm: str) -> jax.Array:
