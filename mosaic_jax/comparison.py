@@ -17,7 +17,8 @@ from mosaic_jax.io.datasets import dataset_of
 from mosaic_jax.io.label_counts import read_table
 from mosaic_jax.io.results_file import finished
 from mosaic_jax.io.whole_files import saying_what_is_not_written
-from mosaic_jax.planning.limit import check, fit
+from mosaic_jax.planning.fitting import fitted_problem
+from mosaic_jax.planning.limit import check
 from mosaic_jax.rows import Row, stage_keys
 from mosaic_jax.signals import Interrupted, catch_signals
 from mosaic_jax.stages.problem import build_problem
@@ -91,10 +92,12 @@ def check_problems(runs: Sequence[tuple[Row, Config]], console: Console) -> None
             datasets[config.data] = dataset_of(config.data, console)
         # Turning images, or making them noisy, takes long and cannot fail.
         plain = with_values(config, {"partition.feature_rotation": 0.0, "partition.feature_noise": 0.0})
-        problem = build_problem(plain, datasets[config.data], read_table(config.partition, datasets[config.data].class_names))
-        if row.label not in estimated:  # memory is that of the row's other seeds, but for a few images
-            estimated.add(row.label)
-            check(*fit(problem), lambda warning: None)  # each run says its own
+        if row.label in estimated:  # memory is that of the row's other seeds, but for a few images
+            build_problem(plain, datasets[config.data], read_table(config.partition, datasets[config.data].class_names))
+            continue
+        estimated.add(row.label)
+        problem, stages = fitted_problem(plain, Console(quiet=True), dataset=datasets[config.data], kernels=False)
+        check(problem, stages, lambda warning: None)  # each run says its own
 
 
 def reusable(config: Config, others: Sequence[Path]) -> Mapping[str, Sequence[Path]]:

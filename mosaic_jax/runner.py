@@ -14,18 +14,16 @@ from mosaic_jax import jax_settings, processes
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import config_hash, one_line
 from mosaic_jax.data.partition import describe
-from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.driving import Drive, NonFiniteLoss, Segment
-from mosaic_jax.io import computation, metrics, native_library, run_directory, stacked_choice
+from mosaic_jax.io import computation, metrics, run_directory, stacked_choice
 from mosaic_jax.io.checkpoints import StageCheckpoints, check_place
 from mosaic_jax.io.console import Console, StageProgress
 from mosaic_jax.io.data_digests import check_data, digests, write_data
 from mosaic_jax.io.datasets import dataset_of
-from mosaic_jax.io.label_counts import as_csv, read_table
+from mosaic_jax.io.label_counts import as_csv
 from mosaic_jax.io.metrics import MetricsLog, NoMetrics, read
 from mosaic_jax.io.moved_data import located
 from mosaic_jax.io.profile import Profile
-from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.io.report import write_report
 from mosaic_jax.io.results_file import finished, write_results
 from mosaic_jax.io.reuse import take
@@ -34,11 +32,12 @@ from mosaic_jax.io.whole_files import write_json, write_text
 from mosaic_jax.mapping import one_device, place
 from mosaic_jax.methods import stages_of
 from mosaic_jax.parser import REMEDIES
-from mosaic_jax.planning.limit import check, choice, fit, remedies
+from mosaic_jax.planning.fitting import fitted_problem
+from mosaic_jax.planning.limit import check, choice, remedies
 from mosaic_jax.planning.memory import common_capacity
 from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.signals import Interrupted, catch_signals
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem
+from mosaic_jax.stages.problem import Outputs, Problem, Stage
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
 
@@ -179,16 +178,8 @@ def _try_place(run_dir: Path) -> None:
 
 def prepare(config: Config, console: Console, there: int | None = None) -> tuple[Problem, dict[str, str]]:
     """The problem of a configuration, and the digests of its data. there: as in `fit`."""
-    if jax.config.jax_enable_x64:
-        raise ConfigError("JAX_ENABLE_X64: is on, and a run computes in float32; unset it")
-    create_cpu_devices(config.mapping, config.partition.num_clients)
-    # Data that are missing are said before kernels are compiled, which takes seconds.
     dataset = dataset_of(config.data, console)
-    native_library.set_lowering(config.mapping.convolution, console.warning)
-    if config.partition.has_feature_skew:
-        console.message("feature skew: turning the clients' images or making them noisy, once")
-    with shown_redraws(config.partition, console) as rejected:
-        problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names), rejected)
+    problem, stages = fitted_problem(config, console, dataset=dataset, there=there)
     sizes = problem.num_samples
     console.message(
         f"{config.data.source}: {len(problem.dataset.train_labels)} training and {len(problem.dataset.test_labels)} test images, "
@@ -200,7 +191,6 @@ def prepare(config: Config, console: Console, there: int | None = None) -> tuple
         if len(problem.participants) < problem.num_clients:
             absent = np.setdiff1d(np.arange(problem.num_clients), problem.participants)
             console.warning(f"these clients never take part in the warm-up and have no generator: {', '.join(map(str, absent))}")
-    problem, stages = fit(problem, there)
     check(problem, stages, console.warning)
     for line in choice(problem):
         console.message(line)

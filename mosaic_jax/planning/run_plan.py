@@ -6,22 +6,19 @@ from typing import NamedTuple
 
 import jax
 
-from mosaic_jax import jax_settings, ops
+from mosaic_jax import jax_settings
 from mosaic_jax.config import Config
 from mosaic_jax.data.partition import describe
-from mosaic_jax.devices import create_cpu_devices
 from mosaic_jax.io.console import Console
-from mosaic_jax.io.datasets import dataset_of
-from mosaic_jax.io.label_counts import read_table
-from mosaic_jax.io.redraws import shown_redraws
 from mosaic_jax.mapping import Plan
 from mosaic_jax.models import judge_of
-from mosaic_jax.planning.limit import Shortage, choice, fit, shortage
+from mosaic_jax.planning.fitting import fitted_problem
+from mosaic_jax.planning.limit import Shortage, choice, shortage
 from mosaic_jax.planning.memory import capacity
 from mosaic_jax.planning.rates import Rate, measured
 from mosaic_jax.planning.stage_plans import StagePlan
 from mosaic_jax.rng import key_of
-from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.problem import Problem
 from mosaic_jax.trees import broadcast, num_bytes
 from mosaic_jax.types import PyTree, Variables
 
@@ -59,13 +56,7 @@ def plan_run(config: Config, console: Console | None = None, results: Iterable[P
 
     results: directories of result files, in which rates of the same work are looked for.
     """
-    create_cpu_devices(config.mapping, config.partition.num_clients)
-    ops.set_lowering(config.mapping.convolution)
-    console = console or Console(quiet=True)
-    dataset = dataset_of(config.data, console)
-    with shown_redraws(config.partition, console) as rejected:
-        problem = build_problem(config, dataset, read_table(config.partition, dataset.class_names), rejected)
-    problem, stages = fit(problem)
+    problem, stages = fitted_problem(config, console or Console(quiet=True), kernels=False)
     title = (
         f"{config.method}, seed {config.seed}: {config.data.source}, {len(problem.dataset.train_labels)} training images, "
         f"{problem.num_classes} classes, {describe(config.partition)}"

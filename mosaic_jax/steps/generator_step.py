@@ -52,7 +52,7 @@ def init_gan(generator: Variables, discriminator: Variables, config: GeneratorCo
 
 
 class GanLosses(NamedTuple):
-    """generator(score logits f32[B]) -> f32[]; discriminator(those of real images, those of generated ones, f32[B] each) -> f32[]."""
+    """generator(score logits f32[B]) -> f32[]; discriminator(those of real images, those of generated ones: f32[B]) -> f32[]."""
 
     generator: Callable[[jax.Array], jax.Array]
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]
