@@ -22,7 +22,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "config": ("Config",),
     "api": ("Outputs", "Run", "build_problem", "evaluate", "load_config", "open_run", "run"),
     "driving": ("Drive", "NonFiniteLoss", "Segment"),
-    "stages.problem": ("Judged", "Problem", "Stage"),
+    "stages.problem": ("Problem",),
+    "stages.stage": ("Judged", "Stage"),
     # methods and their parts
     "methods": ("FEDERATIONS", "METHODS", "stages_of"),
     "methods.mosaic": ("mosaic",),

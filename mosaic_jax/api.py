@@ -17,7 +17,8 @@ from mosaic_jax.methods import METHODS, stages_of
 from mosaic_jax.methods.mosaic import mosaic
 from mosaic_jax.planning.fitting import fitted_problem
 from mosaic_jax.stages.evaluation import evaluate_models
-from mosaic_jax.stages.problem import Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Stage
 from mosaic_jax.types import Dataset, PyTree
 
 __all__ = ["METHODS", "Outputs", "Run", "build_problem", "evaluate", "load_config", "mosaic", "open_run", "run"]

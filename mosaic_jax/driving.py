@@ -13,7 +13,8 @@ import numpy as np
 
 from mosaic_jax.mapping import bring_here, place
 from mosaic_jax.programs import Compiled, compiled
-from mosaic_jax.stages.problem import Problem, Records, Stage, placements
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Records, Stage, placements
 from mosaic_jax.types import PyTree, Series
 
 

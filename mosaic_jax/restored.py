@@ -18,7 +18,8 @@ from mosaic_jax.io.whole_files import saying_what_is_not_written
 from mosaic_jax.methods import stages_of
 from mosaic_jax.results import generated, results_of
 from mosaic_jax.runner import checkpoints_of, is_shortage, naming_what_needs_memory, prepare
-from mosaic_jax.stages.problem import Outputs, Problem
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Outputs
 
 
 @jax_settings.fixed()

@@ -12,7 +12,8 @@ from mosaic_jax.io.versions import commit, versions
 from mosaic_jax.methods import stages_of
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import evaluate_models
-from mosaic_jax.stages.problem import Outputs, Problem
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Outputs
 from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.types import PyTree
 

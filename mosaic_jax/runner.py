@@ -37,7 +37,8 @@ from mosaic_jax.planning.limit import check, choice, remedies
 from mosaic_jax.planning.memory import common_capacity
 from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.signals import Interrupted, catch_signals
-from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Outputs, Stage
 from mosaic_jax.steps.experts import absent_classes
 from mosaic_jax.types import PyTree
 

@@ -120,7 +120,8 @@ def work_done_once() -> Iterator[None]:
     from mosaic_jax import driving, results
     from mosaic_jax.methods import METHODS
     from mosaic_jax.stages.federation import Federation
-    from mosaic_jax.stages.problem import Outputs, Problem, Stage
+    from mosaic_jax.stages.problem import Problem
+    from mosaic_jax.stages.stage import Outputs, Stage
 
     made, judged = MADE, JUDGED
 

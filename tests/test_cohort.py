@@ -23,7 +23,8 @@ from mosaic_jax.methods import stages_of
 from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.local_rounds import Cohort
-from mosaic_jax.stages.problem import Problem, Stage, build_problem, placements
+from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.stage import Stage, placements
 from mosaic_jax.trees import num_bytes, weighted_mean
 from mosaic_jax.types import Dataset, PyTree
 

@@ -9,7 +9,8 @@ from conftest import tiny
 from mosaic_jax.driving import Drive, NonFiniteLoss, means
 from mosaic_jax.io.datasets import load
 from mosaic_jax.methods import stages_of
-from mosaic_jax.stages.problem import Stage, build_problem
+from mosaic_jax.stages.problem import build_problem
+from mosaic_jax.stages.stage import Stage
 from mosaic_jax.types import Series
 
 

@@ -17,7 +17,8 @@ from mosaic_jax.methods import stages_of
 from mosaic_jax.methods.fedbn import batch_norm_leaves
 from mosaic_jax.stages.federated import FederatedState
 from mosaic_jax.stages.groups import in_client_order
-from mosaic_jax.stages.problem import Problem, Stage, build_problem, placements
+from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.stage import Stage, placements
 from mosaic_jax.stages.widths import masked_loss
 from mosaic_jax.steps.client_update import Local, plain_loss
 from mosaic_jax.steps.statistics import static_statistics

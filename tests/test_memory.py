@@ -28,7 +28,8 @@ from mosaic_jax.stages.experts import Experts, ExpertsInputs, experts_stage, pre
 from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.meta import MetaInputs, keeps_logits, meta_stage
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
+from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.stage import Outputs, Stage, placements
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits
 from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import PyTree, Series, Variables

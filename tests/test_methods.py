@@ -18,7 +18,8 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import METHODS, stages_of
 from mosaic_jax.stages import distill, experts, meta
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, build_problem, placements
+from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.stage import Outputs, Stage, placements
 from mosaic_jax.types import Batch, Dataset, PyTree
 
 

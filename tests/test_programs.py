@@ -15,7 +15,8 @@ from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import load
 from mosaic_jax.methods import stages_of
 from mosaic_jax.programs import compiled
-from mosaic_jax.stages.problem import Outputs, Problem, build_problem
+from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.stage import Outputs
 
 
 def programs(problem: Problem, outputs: Outputs) -> dict[str, str]:

@@ -26,7 +26,7 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import read
 from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import stages_of
-from mosaic_jax.stages.problem import placements
+from mosaic_jax.stages.stage import placements
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["warmup", "generators", "experts", "meta", "distill", "finetune"]

@@ -13,7 +13,8 @@ from mosaic_jax.methods.heterofl import heterofl
 from mosaic_jax.methods.mosaic import mosaic
 from mosaic_jax.methods.rounds import rounds
 from mosaic_jax.stages.federation import Federation
-from mosaic_jax.stages.problem import Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Stage
 
 FEDERATIONS: dict[str, Callable[[Problem], Federation]] = {
     "fedavg": fedavg,

@@ -2,7 +2,8 @@
 
 from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
-from mosaic_jax.stages.problem import Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Stage
 
 
 def fedavg_finetune(problem: Problem, federation: Federation) -> tuple[Stage, ...]:

@@ -10,7 +10,8 @@ from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.generators import auxiliary_stage, generators_stage, needs_classifier
 from mosaic_jax.stages.meta import meta_stage
-from mosaic_jax.stages.problem import Problem, Stage, warmup_participation, with_networks
+from mosaic_jax.stages.problem import Problem, warmup_participation, with_networks
+from mosaic_jax.stages.stage import Stage
 from mosaic_jax.steps.client_update import ClientLoss
 from mosaic_jax.steps.generator_step import gan_losses
 from mosaic_jax.types import Classifier, Discriminator, Generator, MetaModel, Variables

@@ -21,7 +21,8 @@ from mosaic_jax.models import (
 )
 from mosaic_jax.rng import key_of
 from mosaic_jax.stages.generators import needs_classifier
-from mosaic_jax.stages.problem import Problem, Stage, placements
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Stage, placements
 from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import Classifier, PyTree, Variables
 

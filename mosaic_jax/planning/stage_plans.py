@@ -10,7 +10,8 @@ from mosaic_jax.methods import FEDERATIONS, stages_of
 from mosaic_jax.planning.memory import Memory, stage_memory
 from mosaic_jax.stages.federated import FederatedState
 from mosaic_jax.stages.meta import keeps_logits
-from mosaic_jax.stages.problem import Outputs, Problem, Stage, warmup_participation
+from mosaic_jax.stages.problem import Problem, warmup_participation
+from mosaic_jax.stages.stage import Outputs, Stage
 from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import PyTree
 

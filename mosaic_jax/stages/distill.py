@@ -17,7 +17,8 @@ from mosaic_jax.mapping import Plan, for_each_client
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.evaluation import federated_validation
 from mosaic_jax.stages.experts import predict_clients, predict_experts
-from mosaic_jax.stages.problem import Judged, Outputs, Problem, Records, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Judged, Outputs, Records, Stage
 from mosaic_jax.steps.distill_step import (
     BestStudent,
     DistillInfo,

@@ -9,7 +9,8 @@ import numpy as np
 
 from mosaic_jax.mapping import bring_here, for_each_client
 from mosaic_jax.stages.groups import Group, in_client_order
-from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Outputs, Stage
 from mosaic_jax.steps.evaluate import Predict, accuracy, confusion_matrix
 from mosaic_jax.types import Classifier, PyTree, Variables
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from mosaic_jax.mapping import Plan
 from mosaic_jax.stages.groups import in_client_order
-from mosaic_jax.stages.problem import Judged, Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Judged, Outputs, Stage
 from mosaic_jax.steps import submodels
 from mosaic_jax.steps.experts import class_experts, expert_head_logits, expert_logits, expert_sum, mix_client_logits
 from mosaic_jax.types import PyTree, Series, Variables

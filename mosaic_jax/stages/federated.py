@@ -16,7 +16,8 @@ from mosaic_jax.stages.federation import Federation, personal_leaves
 from mosaic_jax.stages.groups import Group, in_client_order
 from mosaic_jax.stages.local_rounds import Cohort, group_prototypes, held_channels, local_round, received
 from mosaic_jax.stages.participation import Participation
-from mosaic_jax.stages.problem import Judged, Outputs, Problem, Records, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Judged, Outputs, Records, Stage
 from mosaic_jax.stages.static_batch_norm import static_batch_norm
 from mosaic_jax.steps import submodels
 from mosaic_jax.steps.client_update import client_optimizer

@@ -10,7 +10,8 @@ from mosaic_jax.mapping import SHARDED, for_each_client
 from mosaic_jax.models import judge_of
 from mosaic_jax.rng import client_key, key_at
 from mosaic_jax.stages.groups import Group, in_client_order
-from mosaic_jax.stages.problem import Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Outputs, Stage
 from mosaic_jax.steps.client_update import client_optimizer, sgd_step
 from mosaic_jax.steps.generator_step import GanLosses, GanState, generator_step, init_gan, inversion_weights, uploaded
 from mosaic_jax.steps.submodels import extract

@@ -9,7 +9,8 @@ import numpy as np
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.rng import key_at
 from mosaic_jax.stages.experts import Experts, predict_experts, predict_heads
-from mosaic_jax.stages.problem import Judged, Outputs, Problem, Stage
+from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.stage import Judged, Outputs, Stage
 from mosaic_jax.steps.distill_step import synthetic_images
 from mosaic_jax.steps.experts import expert_labels, expert_sum
 from mosaic_jax.steps.meta_step import MetaState, init_meta, meta_step, mixture_logits

@@ -19,7 +19,8 @@ from mosaic_jax.stages.federated import federated_stage
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.generators import generators_stage
 from mosaic_jax.stages.meta import MetaInputs, meta_stage
-from mosaic_jax.stages.problem import Problem, Stage, build_problem
+from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.stage import Stage
 from mosaic_jax.types import Dataset, PyTree, Variables
 
 
