@@ -137,7 +137,7 @@ def local(**values: Any) -> Local:
         "logits": jnp.array([[1.0, 2.0, 3.0]]), "labels": jnp.array([0]), "params": {}, "received": {},
         "label_counts": jnp.array([4.0, 0.0, 2.0]),
     }  # fmt: skip
-    return Local(**(given | values))
+    return Local(**({"features": jnp.zeros((1, 1))} | given | values))
 
 
 def test_the_masked_loss_takes_logits_of_absent_classes_as_zero() -> None:

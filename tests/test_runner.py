@@ -17,7 +17,7 @@ import pytest
 from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 from PIL import Image
 
-from mosaic_jax import cli, restored, results, runner
+from mosaic_jax import cli, restored, results
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import load_json
 from mosaic_jax.driving import host_arrays
@@ -26,6 +26,7 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import read
 from mosaic_jax.mapping import one_device
 from mosaic_jax.methods import stages_of
+from mosaic_jax.stages.problem import build_problem
 from mosaic_jax.stages.stage import placements
 
 ROOT = Path(__file__).parent.parent
@@ -392,7 +393,7 @@ def test_four_devices_end_where_one_ends(tmp_path: Path) -> None:
     for num_devices in (4, 1):
         run_dir = tmp_path / str(num_devices)
         config = tiny(partition={"num_clients": 4}, mapping={"num_devices": num_devices})
-        assert len(runner.build_problem(config, load("digits", 32)).client_plan.devices) == num_devices
+        assert len(build_problem(config, load("digits", 32)).client_plan.devices) == num_devices
         assert train(config, run_dir, stop_after="generators") == 0
         found.append(final_states(run_dir))
     for stage in ("warmup", "generators"):
@@ -419,7 +420,7 @@ def test_resuming_compiles_no_stage_that_is_done(finished: Path, tmp_path: Path)
 
 
 def test_a_stage_compiles_nothing_after_its_first_segment() -> None:
-    problem = runner.build_problem(tiny(), load("digits", 32))
+    problem = build_problem(tiny(), load("digits", 32))
     outputs: dict = {}
     for stage in stages_of(problem):
         inputs = stage.inputs(outputs)

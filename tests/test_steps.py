@@ -126,7 +126,7 @@ def test_distilling_has_a_gradient_for_the_student_and_none_for_meta_model_exper
     def loss_fn(student: Variables, meta: PyTree, experts: Variables, generators: Variables) -> jax.Array:
         fake = distill.synthetic_images(GENERATOR, generators, jax.random.key(7), 4, "batch")
         teacher = mixture_logits(META, meta, expert_logits(CLASSIFIER, experts, (), fake))
-        return distillation_loss(CLASSIFIER.apply(student, fake, True)[0], teacher, DistillConfig())[0]
+        return distillation_loss(CLASSIFIER.apply(student, fake, True)[0], teacher)[0]
 
     of_student, *of_others = jax.jit(jax.grad(loss_fn, argnums=(0, 1, 2, 3)))(student, meta, experts, generators)
     assert all(any_nonzero(leaf) for leaf in (of_student.params["conv1"], of_student.params["linear"]))

@@ -140,6 +140,6 @@ def evaluate_models(
     for stage in done:
         names = stage.judged.names if stage.judged is not None else ()
         table |= {name: _summary(validation.get(name), test[name]) for name in names}
-        if stage.client_models is not None:
-            table["clients"] = evaluate_clients(problem, stage.client_models(outputs))
+        if stage.judge_clients is not None:
+            table["clients"] = stage.judge_clients(outputs)
     return table, test[final].tolist(), final

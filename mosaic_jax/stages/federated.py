@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client
 from mosaic_jax.rng import key_at, key_of
-from mosaic_jax.stages.evaluation import federated_validation
+from mosaic_jax.stages.evaluation import evaluate_clients, federated_validation
 from mosaic_jax.stages.federation import Federation, personal_leaves
 from mosaic_jax.stages.groups import Group, in_client_order
 from mosaic_jax.stages.local_rounds import Cohort, group_prototypes, held_channels, local_round, received
@@ -199,7 +199,7 @@ def federated_stage(
         inputs=inputs_of, init=init, host=host, data=data, run=run, watch=watch, watch_every=config.evaluation.every_rounds,
         output=lambda state, inputs: state, traffic=traffic, notices=parts.notices,
         judged=Judged(models, predict), hands_over=models[0],
-        client_models=(lambda outputs: outputs[name].clients) if keeps_clients else None,
+        judge_clients=(lambda outputs: evaluate_clients(problem, outputs[name].clients)) if keeps_clients else None,
     )  # fmt: skip
 
 

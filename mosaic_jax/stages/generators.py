@@ -170,7 +170,7 @@ def generators_stage(problem: Problem, *, discriminator: Discriminator | None = 
                 def step(t: jax.Array, carry: tuple) -> tuple:
                     state, d_losses, g_losses = carry
                     keys = jax.random.split(client_key(key_at(problem.root, "generators", t), client), 4)
-                    noise = jax.random.normal(keys[0], (gan.batch_size, gan.latent_size))
+                    noise = jax.random.normal(keys[0], (gan.batch_size, problem.generator.latent_size))
                     state, info = generator_step(
                         problem.generator, judge(group), group.classifier, state, classifier,
                         problem.decode(images[indices[t - start]]), noise, keys[1:], augment, inversion_weight, gan, losses,

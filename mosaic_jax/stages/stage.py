@@ -7,7 +7,7 @@ import jax
 
 from mosaic_jax.mapping import REPLICATED, one_device, shardings
 from mosaic_jax.stages.problem import Problem
-from mosaic_jax.types import PyTree, Series, Variables
+from mosaic_jax.types import PyTree, Series
 
 Outputs = dict[str, PyTree]
 
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     notices(first, stop): what the user is to be told of the steps first..stop-1.
     judged: the models by which the stage wants to be judged; hands_over: the one of them that the method hands over, if this is
         its last stage, empty where another stage's stays.
-    client_models(outputs): of each group leaves [C_g, ...], the clients' models, judged on their own shares; None has none.
+    judge_clients(outputs): {validation, test, test_per_class} of the clients' models on their own shares; None where it keeps none.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Stage(NamedTuple):
     notices: Callable[[int, int], list[str]] = lambda first, stop: []
     judged: Judged | None = None
     hands_over: str = ""
-    client_models: Callable[[Outputs], tuple[Variables, ...]] | None = None
+    judge_clients: Callable[[Outputs], dict[str, Any]] | None = None
 
 
 def placements(problem: Problem, stage: Stage, state: PyTree) -> tuple[PyTree, PyTree]:
