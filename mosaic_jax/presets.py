@@ -46,6 +46,7 @@ REFERENCE: dict[str, Any] = {
     "distill.ema": 0.0,
     "distill.sample_weights": "uniform",
     "distill.keep": "last",
+    "finetune.keep": "last",
     "finetune.client_learning_rate": 1e-4,
 }
 # The method as the paper describes it, without what was added here to make it work: the client's own classifier is the generator's
@@ -62,5 +63,6 @@ PAPER: dict[str, Any] = {
     "distill.ema": 0.0,
     "distill.sample_weights": "uniform",
     "distill.keep": "last",
+    "finetune.keep": "last",
 }
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "paper": PAPER, "reference": REFERENCE}

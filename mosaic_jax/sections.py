@@ -248,6 +248,10 @@ class DistillConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
+    keep: str = setting(
+        "best", "model handed on: the best by federated validation at the looks (evaluation.every_rounds, the start included), "
+        "or the last", choices=("best", "last"),
+    )
     num_rounds: int = setting(39, "federated rounds after distillation", low=0, high=MOST_ROUNDS)
     client_learning_rate: float = setting(1e-4, "SGD learning rate of the clients", low=0.0)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from mosaic_jax.stages.best_rounds import best_rounds
 from mosaic_jax.stages.distill import Teacher, distill_stage
 from mosaic_jax.stages.experts import experts_stage
 from mosaic_jax.stages.federated import federated_stage
@@ -82,4 +83,4 @@ def mosaic(
         start_from=lambda outputs: (outputs["distill"],),
         groups=tuple(group for group in problem.groups if group.architecture == student),
     )  # fmt: skip
-    return (*stages, finetune)
+    return (*stages, best_rounds(finetune) if config.finetune.keep == "best" else finetune)

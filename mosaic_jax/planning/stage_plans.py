@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic_jax.methods import FEDERATIONS, stages_of
 from mosaic_jax.planning.memory import Memory, stage_memory
+from mosaic_jax.stages.best_rounds import BestRounds
 from mosaic_jax.stages.federated import FederatedState
 from mosaic_jax.stages.meta import keeps_logits
 from mosaic_jax.stages.problem import Problem, warmup_participation
@@ -77,6 +78,8 @@ def _expected_valid(problem: Problem, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _with_expected_prototypes(problem: Problem, state: PyTree) -> PyTree:
+    if isinstance(state, BestRounds):
+        return state._replace(rounds=_with_expected_prototypes(problem, state.rounds))
     if not isinstance(state, FederatedState):
         return state
     valid = _expected_valid(problem, state.prototypes.valid.shape)
@@ -86,6 +89,7 @@ def _with_expected_prototypes(problem: Problem, state: PyTree) -> PyTree:
 def _programs(problem: Problem, stage: Stage, state: PyTree) -> tuple[str, ...]:
     """What a stage compiles, by name; programs that differ only in the network or the number of clients have its place behind."""
     config = problem.config
+    state = state.rounds if isinstance(state, BestRounds) else state
     federated = isinstance(state, FederatedState)
     static = FEDERATIONS[config.federated](problem).static_batch_norm
     # Mosaic's rounds of a cohort and its rounds of all clients differ in shape.
