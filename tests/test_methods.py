@@ -181,3 +181,13 @@ def test_no_argument_of_a_server_step_can_hold_real_data(name: str) -> None:
     for function in functions:
         types = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
         assert not {Batch, Dataset, Problem} & {kind for kind in types if isinstance(kind, type)}, function.__name__
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_last_stage_hands_over_is_a_model_that_is_judged(method: str) -> None:
+    stages = stages_of(problem_of(tiny(method=method)))
+    assert len({stage.name for stage in stages}) == len(stages)
+    names = [name for stage in stages if stage.judged is not None for name in stage.judged.names]
+    last = stages[-1]
+    assert last.judged is not None and last.hands_over in last.judged.names
+    assert {stage.hands_over for stage in stages if stage.hands_over} <= set(names)
