@@ -21,6 +21,7 @@ from mosaic_jax.config import ConfigError
 from mosaic_jax.io.cache_directory import cache_directory
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets.found import Found, Images
+from mosaic_jax.io.whole_files import sync
 from mosaic_jax.json_file import COUNT, TEXT, read_json
 from mosaic_jax.types import Dataset
 
@@ -78,7 +79,7 @@ def _kept(found: Found, size: int, decode: Decode, console: Console) -> Copy:
                     if older.is_dir() and older != half:
                         shutil.rmtree(older)
                 half.rename(home / fingerprint)
-                _sync(home)
+                sync(home)
         finally:
             shutil.rmtree(half, ignore_errors=True)
         copy = _read(home / fingerprint, size)
@@ -171,16 +172,7 @@ def _write(half: Path, found: Found, size: int, decode: Decode, console: Console
         with (half / "about.json").open("w") as file:
             file.write(json.dumps(about, indent=1) + "\n")
             os.fsync(file.fileno())
-        _sync(half)
-
-
-def _sync(directory: Path) -> None:
-    """Makes the names in a directory last."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(half)
 
 
 def _in_memory(found: Found, size: int, decode: Decode, console: Console) -> Copy:
