@@ -1,4 +1,4 @@
-"""The command line `mosaic-jax`: train, compare, plan, evaluate, sample, report, partition, config, prepare.
+"""The command line `mosaic-jax`: train, compare, leaderboard, plan, evaluate, sample, report, partition, config, prepare.
 
 JAX and everything that needs it are imported inside the commands, so that help and argument errors answer at once.
 """
@@ -16,28 +16,30 @@ from mosaic_jax.config_io import one_line, resolve, resolve_seeds
 from mosaic_jax.parser import (
     Parser,
     add_comparison,
+    add_leaderboard,
+    add_preparation,
     add_results,
     add_settings,
+    add_training,
     check_directory,
+    check_leaderboard,
     check_picture,
     check_processes,
     check_run_dir,
+    default_run_dir,
     in_words,
     results_of,
 )
 from mosaic_jax.plain_text import fitting, plain, say
 from mosaic_jax.rows import rows_of
 from mosaic_jax.settings import describe
-from mosaic_jax.sources import BENCHMARKS
 
 if TYPE_CHECKING:
     from mosaic_jax.io.console import Console
 
-STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
-
 
 def build_parser() -> Parser:
-    """The parser of the nine commands; each sets `run` to its function."""
+    """The parser of the ten commands; each sets `run` to its function."""
     parser = Parser(prog="mosaic-jax", description="Mosaic: data-free federated distillation through a mixture of experts.")
     parser.add_argument("--version", action="version", version=f"mosaic-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
@@ -51,6 +53,7 @@ def build_parser() -> Parser:
     train = command("train", run_train, "train a configuration, or resume it when its run directory exists")
     compare = command("compare", run_compare, "train configurations, methods and seeds, or resume them, and write one table")
     add_comparison(compare)
+    add_leaderboard(command("leaderboard", run_leaderboard, "print tables and tests over result files of `mosaic-jax compare`"))
     plan = command("plan", run_plan, "print shapes, sizes, mapping, memory and traffic of every stage; nothing is trained")
     add_results(plan)
     partition = command("partition", run_partition, "print the images that each client holds of each class, without training")
@@ -60,19 +63,10 @@ def build_parser() -> Parser:
         each.add_argument("--config", required=True, metavar="FILE", help="a Python file that defines get_config()")
         add_settings(each)
         each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
-    train.add_argument("--seeds", metavar="N,N,...", help="train each seed in RUN_DIR/seed<N>; means go to RUN_DIR/seeds.json")
-    train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>[-<preset>]-seed<N>, or -seeds<N>-<N>...")
-    train.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
-    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
-    train.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
-    train.add_argument("--distributed", action="store_true", help="be one of several processes, found by SLURM, Open MPI or TPU")
-    train.add_argument("--coordinator", metavar="HOST:PORT", help="or named by these three: where process 0 listens")
-    train.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
-    train.add_argument("--process-id", type=int, metavar="I", help="which one this is, 0 to N-1")
+    add_training(train)
 
     prepare = command("prepare", run_prepare, "bring a data set into the data directory, and list the files it can be made from")
-    prepare.add_argument("name", metavar="NAME", help=f"{', '.join(BENCHMARKS)} or tfds:NAME")
-    prepare.add_argument("--data-dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    add_preparation(prepare)
 
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
@@ -88,12 +82,6 @@ def build_parser() -> Parser:
     for each in (train, compare, evaluate):
         each.add_argument("-v", "--verbose", action="store_true", help="also accuracies per class")
     return parser
-
-
-def default_run_dir(config_file: str, preset: str | None, seed: int | Sequence[int]) -> Path:
-    """runs/<config file's stem>[-<preset>]-seed<N>, or -seeds<N>-<N>... for several."""
-    seeds = f"seed{seed}" if isinstance(seed, int) else f"seeds{'-'.join(map(str, seed))}"
-    return Path("runs") / f"{Path(config_file).stem}{f'-{preset}' if preset else ''}-{seeds}"
 
 
 def console_of(arguments: argparse.Namespace, silent: bool = False) -> "Console":
@@ -155,6 +143,18 @@ def run_compare(arguments: argparse.Namespace) -> int:
     console = console_of(arguments)
     set_compilation_cache(arguments, console)
     return compare(rows, arguments.out, console)
+
+
+def run_leaderboard(arguments: argparse.Namespace) -> int:
+    """`mosaic-jax leaderboard DIR...` or `mosaic-jax leaderboard --update FILE`."""
+    check_leaderboard(arguments)
+    from mosaic_jax import leaderboard
+
+    if arguments.update is not None:
+        leaderboard.update(arguments.update, console_of(arguments))
+    else:
+        leaderboard.show(arguments.directories, arguments.out, arguments.markdown, console_of(arguments))
+    return 0
 
 
 def run_plan(arguments: argparse.Namespace) -> int:

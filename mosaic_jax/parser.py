@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from mosaic_jax.config import ConfigError
 from mosaic_jax.config_io import did_you_mean, load_json, one_line
 from mosaic_jax.presets import PRESETS
+from mosaic_jax.sources import BENCHMARKS
 
 # What helps where the file system refuses to write.
 REMEDIES = {
@@ -22,6 +23,7 @@ REMEDIES = {
 AS_A_RULE = "mend that or name another place, and give the same command again"
 
 MOST_IN_A_ROW = 1000
+STAGES = ("warmup", "generators", "experts", "meta", "distill", "finetune")
 
 # Where a command writes has another name in others.
 SAME_ELSEWHERE = {"--out": "--run-dir", "--run-dir": "--out"}
@@ -79,6 +81,20 @@ def add_settings(parser: Parser) -> None:
     )
 
 
+def add_training(parser: Parser) -> None:
+    """What `train` does beside training, where, and as which of several processes."""
+    parser.add_argument("--seeds", metavar="N,N,...", help="train each seed in RUN_DIR/seed<N>; means go to RUN_DIR/seeds.json")
+    run_dir = "default: runs/<config>[-<preset>]-seed<N>, or -seeds<N>-<N>..."
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help=run_dir)
+    parser.add_argument("--stop-after", choices=STAGES, metavar="STAGE", help=f"end after one of {', '.join(STAGES)}")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard event files")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a JAX trace of one segment of each stage")
+    parser.add_argument("--distributed", action="store_true", help="be one of several processes, found by SLURM, Open MPI or TPU")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="or named by these three: where process 0 listens")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    parser.add_argument("--process-id", type=int, metavar="I", help="which one this is, 0 to N-1")
+
+
 def add_comparison(parser: Parser) -> None:
     """What `compare` compares, and where that goes."""
     parser.add_argument("--configs", required=True, nargs="+", metavar="FILE", help="Python files that define get_config()")
@@ -90,6 +106,32 @@ def add_comparison(parser: Parser) -> None:
     parser.add_argument("--seeds", required=True, metavar="N,N,...", help="train each row with each seed")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="runs in DIR/<row>/seed<N>, the table in DIR")
     parser.add_argument("--no-controls", action="store_true", help="only the rows asked for, without the controls of Mosaic")
+
+
+def add_preparation(parser: Parser) -> None:
+    """Which data set is prepared, and where."""
+    parser.add_argument("name", metavar="NAME", help=f"{', '.join(BENCHMARKS)} or tfds:NAME")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+
+
+def add_leaderboard(parser: Parser) -> None:
+    """Which result files a leaderboard is over, and where it goes."""
+    parser.add_argument("directories", nargs="*", type=Path, metavar="DIR", help="result files are looked for in and below each")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write leaderboard.{md,csv,json,png} and report.html there")
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE.md",
+        help="instead: replace what stands between `<!-- leaderboard DIR... -->` and `<!-- end -->` there by those tables",
+    )
+
+
+def check_leaderboard(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError unless there are directories, or --update alone, and --out may be a directory."""
+    if arguments.update is None and not arguments.directories:
+        raise ConfigError("leaderboard: no DIR; name directories that hold files of `mosaic-jax compare`, or --update FILE.md")
+    if arguments.update is not None and (arguments.directories or arguments.out is not None or arguments.markdown):
+        raise ConfigError(f"--update {arguments.update}: the page names its directories; leave out DIR, --out and --markdown")
+    check_directory("--out", arguments.out)
 
 
 def add_results(parser: Parser) -> None:
@@ -106,6 +148,12 @@ def results_of(arguments: argparse.Namespace) -> list[Path]:
         if not place.is_dir():
             raise ConfigError(f"--results {place}: is no directory; name one that holds result files of `mosaic-jax compare`")
     return arguments.results or [Path("docs/results")]
+
+
+def default_run_dir(config_file: str, preset: str | None, seed: int | Sequence[int]) -> Path:
+    """runs/<config file's stem>[-<preset>]-seed<N>, or -seeds<N>-<N>... for several."""
+    seeds = f"seed{seed}" if isinstance(seed, int) else f"seeds{'-'.join(map(str, seed))}"
+    return Path("runs") / f"{Path(config_file).stem}{f'-{preset}' if preset else ''}-{seeds}"
 
 
 def check_directory(option: str, path: Path | None) -> None:

@@ -125,9 +125,14 @@ def stage_keys(config: Config) -> dict[str, str]:
     return {stage: _hash(values) for stage, values in stage_settings(config).items()}
 
 
+def settings_that_count(config: Config) -> dict[str, Any]:
+    """Every setting that the result of a run depends on."""
+    return next(reversed(stage_settings(config).values()), flatten(config))
+
+
 def identity(config: Config) -> str:
     """Equal for configurations that compute the same."""
-    return next(reversed(stage_keys(config).values()), _hash(flatten(config)))
+    return _hash(settings_that_count(config))
 
 
 def _of(name: str, names: Sequence[str]) -> bool:

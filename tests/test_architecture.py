@@ -13,9 +13,10 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 RANKS = {
     "__init__": 0, "sources": 0, "settings": 0, "plain_text": 0, "sections": 1, "json_file": 1, "types": 2, "config": 2,
     "presets": 2, "config_io": 3, "parser": 4, "rows": 4, "rng": 3, "jax_settings": 3, "trees": 3, "processes": 3, "signals": 3,
+    "seed_statistics": 3,
     "ops": 4, "losses": 5, "models": 5, "data": 5, "mapping": 5, "devices": 5, "programs": 6, "steps": 6, "stages": 7, "driving": 8,
-    "methods": 8, "io": 9, "results": 10, "planning": 10, "runner": 11, "restored": 12, "seeds": 12, "comparison": 12, "api": 13,
-    "cli": 13, "__main__": 14,
+    "methods": 8, "io": 9, "results": 10, "planning": 10, "runner": 11, "restored": 12, "seeds": 12, "comparison": 12,
+    "leaderboard": 12, "api": 13, "cli": 13, "__main__": 14,
 }  # fmt: skip
 NEVER_IN_IO = ("runner", "planning", "cli", "methods", "stages")
 

@@ -27,7 +27,14 @@ def several(coordinator: str, num_processes: str, process_id: str) -> list[str]:
 
 BAD_ARGUMENTS = [
     ([], "the following arguments are required: COMMAND"),
-    (["trian"], "the commands are train, compare, plan, partition, config, prepare, evaluate, sample, report; did you mean train?"),
+    (["trian"], "train, compare, leaderboard, plan, partition, config, prepare, evaluate, sample, report; did you mean train?"),
+    (["trian"], "trian is no command; the commands are "),
+    (["leaderboard"], "leaderboard: no DIR; name directories that hold files of `mosaic-jax compare`, or --update FILE.md"),
+    (["leaderboard", "nowhere"], "leaderboard nowhere: is no directory; name one"),
+    (["leaderboard", str(ROOT / "tests")], "holds no *-seed*.json; name a directory"),
+    (["leaderboard", str(ROOT), "--out", DIGITS], "is a file; name a directory"),
+    (["leaderboard", str(ROOT), "--update", "a.md"], "--update a.md: the page names its directories; leave out DIR, --out"),
+    (["leaderboard", "--update", "nowhere.md"], "--update nowhere.md: cannot be read (No such file or directory)"),
     (["train"], "the following arguments are required: --config"),
     (["train", "--out", "x"], "--out is no option of mosaic-jax train; did you mean --run-dir?"),
     (["train", "--confg", "x"], "--confg is no option of mosaic-jax train; did you mean --config?"),

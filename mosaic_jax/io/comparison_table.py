@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mosaic_jax.io.console import mean_and_deviation
@@ -51,16 +51,18 @@ def _seeds(row: Mapping[str, Any], asked: int) -> str:
 def as_text(summary: Mapping[str, Any]) -> str:
     """A title and the aligned table."""
     head, lines = cells(summary)
-    # The first two columns and the last begin at the left, numbers end at the right.
-    left = {0, 1, len(head) - 1}
+    return "\n".join([heading(summary), "", *aligned(head, lines, left={0, 1, len(head) - 1})]) + "\n"
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """The headings, a rule and the lines of a table; the columns `left` begin at the left, others end at the right."""
     widths = [max(len(line[column]) for line in (head, *lines)) for column in range(len(head))]
 
-    def aligned(line: Sequence[str]) -> str:
+    def fitted(line: Sequence[str]) -> str:
         parts = (cell.ljust(widths[n]) if n in left else cell.rjust(widths[n]) for n, cell in enumerate(line))
         return "  ".join(parts).rstrip()
 
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([heading(summary), "", aligned(head), rule, *map(aligned, lines)]) + "\n"
+    return [fitted(head), "-" * (sum(widths) + 2 * (len(widths) - 1)), *map(fitted, lines)]
 
 
 def as_csv(summary: Mapping[str, Any]) -> str:
