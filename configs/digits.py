@@ -32,8 +32,14 @@ def get_config() -> Config:
         # the images the contrast that the experts' BatchNorm statistics expect; without it backgrounds stay grey.
         # Moving the images about costs more sharpness in so few steps than it saves in overfitting.
         generator=GeneratorConfig(
-            num_steps=700, batch_size=16, width=16, learning_rate=1e-3, augment="none",
-            classifier="client", inversion_weight=1.0, ema=0.98,
+            num_steps=700,
+            batch_size=16,
+            width=16,
+            learning_rate=1e-3,
+            augment="none",
+            classifier="client",
+            inversion_weight=1.0,
+            ema=0.98,
         ),
         prototypes=PrototypesConfig(per_class=10, num_rounds=5),
         meta=MetaConfig(num_steps=200, feed_forward_size=256),

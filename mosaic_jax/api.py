@@ -71,9 +71,7 @@ def _check(dataset: Dataset, size: int) -> None:
 
 
 @jax_settings.fixed()
-def run(
-    problem: Problem, stages: Sequence[Stage] | None = None, *, on_segment: Callable[[Segment], None] | None = None
-) -> Outputs:
+def run(problem: Problem, stages: Sequence[Stage] | None = None, *, on_segment: Callable[[Segment], None] | None = None) -> Outputs:
     """Run stages one after another in memory: no run directory, no signals, nothing printed.
 
     stages: None is those of the configuration's method. on_segment: hears of every segment of steps (stage, start, stop, losses,

@@ -67,12 +67,14 @@ class Config:
         choices=("mosaic", "fedavg_finetune", *FEDERATED),
     )
     experts: str = setting(
-        "auto", "class experts as weighted averages of client parameters, or of client logits; auto: parameters where all "
+        "auto",
+        "class experts as weighted averages of client parameters, or of client logits; auto: parameters where all "
         "clients have the same network, whole",
         choices=("auto", "parameters", "logits"),
     )
     precision: str = setting(
-        "float32", "of the image networks' convolutions; bf16 keeps parameters, statistics and losses float32 (for GPU and TPU)",
+        "float32",
+        "of the image networks' convolutions; bf16 keeps parameters, statistics and losses float32 (for GPU and TPU)",
         choices=("float32", "bf16"),
     )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

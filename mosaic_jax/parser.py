@@ -72,11 +72,21 @@ def add_settings(parser: Parser) -> None:
     """--preset, --set and --data-dir: what is laid over a configuration file."""
     parser.add_argument("--preset", metavar="NAME", help=f"settings laid over the file's: {', '.join(PRESETS)}")
     parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="NAME=VALUE", dest="assignments",
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
         help="other values, as in warmup.num_rounds=30",
     )
     parser.add_argument(
-        "--data-dir", action="append", default=[], dest="assignments", type="data.dir={}".format, metavar="DIR",
+        "--data-dir",
+        action="append",
+        default=[],
+        dest="assignments",
+        type="data.dir={}".format,
+        metavar="DIR",
         help="the same as --set data.dir=DIR",
     )
 
@@ -99,7 +109,10 @@ def add_comparison(parser: Parser) -> None:
     """What `compare` compares, and where that goes."""
     parser.add_argument("--configs", required=True, nargs="+", metavar="FILE", help="Python files that define get_config()")
     parser.add_argument(
-        "--methods", nargs="+", default=[], metavar="NAME",
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="NAME",
         help="train each file with each of them, in the place of its own; mosaic:NAME is Mosaic warmed up by the method NAME",
     )
     add_settings(parser)
@@ -120,7 +133,9 @@ def add_leaderboard(parser: Parser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write leaderboard.{md,csv,json,png} and report.html there")
     parser.add_argument(
-        "--update", type=Path, metavar="FILE.md",
+        "--update",
+        type=Path,
+        metavar="FILE.md",
         help="instead: replace what stands between `<!-- leaderboard DIR... -->` and `<!-- end -->` there by those tables",
     )
 
@@ -137,7 +152,10 @@ def check_leaderboard(arguments: argparse.Namespace) -> None:
 def add_results(parser: Parser) -> None:
     """--results: where result files of earlier runs are."""
     parser.add_argument(
-        "--results", type=Path, action="append", metavar="DIR",
+        "--results",
+        type=Path,
+        action="append",
+        metavar="DIR",
         help="result files of earlier runs, whose rates say what stages should take (default: docs/results, where there is one)",
     )
 

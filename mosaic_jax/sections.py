@@ -25,20 +25,25 @@ class DataConfig:
     )  # fmt: skip
     image_size: int = setting(32, "height and width in pixels that images are resized to", choices=(32, 64))
     labels: str = setting(
-        "as_given", "as_given: labels are 0 to K-1, each with training images; compact: those that have any are numbered anew, and "
-        "classes keep their names or are named by their labels", choices=("as_given", "compact"),
+        "as_given",
+        "as_given: labels are 0 to K-1, each with training images; compact: those that have any are numbered anew, and "
+        "classes keep their names or are named by their labels",
+        choices=("as_given", "compact"),
     )
     background: str = setting("white", "what transparent pixels of image files are shown over", choices=("white", "grey", "black"))
     bit_depth: int = setting(
-        0, "bits that the values of 16-bit grey image files have; 0: as many, from 8, as the largest of them has",
+        0,
+        "bits that the values of 16-bit grey image files have; 0: as many, from 8, as the largest of them has",
         choices=(0, *range(8, 17)),
     )
     augment: str = setting(
-        "auto", "augmentation of training batches; auto is the named data set's own, none for others",
+        "auto",
+        "augmentation of training batches; auto is the named data set's own, none for others",
         choices=("auto", "none", "crop_flip"),
     )
     image_range: str = setting(
-        "symmetric", "symmetric: images in [-1, 1] everywhere; normalized: (x - mean) / std, as the public code",
+        "symmetric",
+        "symmetric: images in [-1, 1] everywhere; normalized: (x - mean) / std, as the public code",
         choices=("symmetric", "normalized"),
     )
     mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "channel means for image_range=normalized, of x in [0, 1]")
@@ -53,7 +58,8 @@ class DataConfig:
 @dataclasses.dataclass(frozen=True)
 class PartitionConfig:
     kind: str = setting(
-        "dirichlet_unbalanced", "how training images are dealt to clients",
+        "dirichlet_unbalanced",
+        "how training images are dealt to clients",
         choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced", "shards", "quantity_skew", "table"),
     )
     alpha: float = setting(0.1, "Dirichlet concentration of three kinds; smaller is more heterogeneous", low=1e-6)
@@ -66,8 +72,10 @@ class PartitionConfig:
     shards_per_client: int = setting(2, "shards: label-sorted pieces of the training set that a client gets", low=1)
     table: str = setting("", "table: a CSV file of client by class counts, as `mosaic-jax partition --out` writes it")
     feature_rotation: float = setting(
-        0.0, "degrees that the last client's images are turned, the i-th of C clients by i / C of it; 0 is off",
-        low=0.0, high=360.0,
+        0.0,
+        "degrees that the last client's images are turned, the i-th of C clients by i / C of it; 0 is off",
+        low=0.0,
+        high=360.0,
     )
     feature_noise: float = setting(
         0.0, "deviation of Gaussian noise on the last client's pixels in [0, 1], the i-th of C clients by i / C of it; 0 is off",
@@ -86,7 +94,8 @@ class ModelConfig:
     )
     width: int = setting(64, "channels of the first stage; later stages double it; a ViT's tokens have 8 times as many", low=1)
     norm: str = setting(
-        "batch", "BatchNorm, or GroupNorm, which has no statistics; of CNNs and ResNets, the clients' too",
+        "batch",
+        "BatchNorm, or GroupNorm, which has no statistics; of CNNs and ResNets, the clients' too",
         choices=("batch", "group"),
     )
 
@@ -105,9 +114,7 @@ class ClientsConfig:
     )
     rho: int = setting(0, "rates by rule: client i of C, counted from 1, has 0.5^min(4, floor(rho i / C)); 0 is off", low=0)
     dropout_rate: float = setting(0.0, "probability that a client drops out of a round before it begins", low=0.0, high=1.0)
-    straggler_rate: float = setting(
-        0.0, "probability that what a client did in a round comes too late to count", low=0.0, high=1.0
-    )
+    straggler_rate: float = setting(0.0, "probability that what a client did in a round comes too late to count", low=0.0, high=1.0)
     scaler: bool = setting(True, "narrower clients divide what a convolution gives by their rate")
     masked_loss: bool = setting(True, "width methods: logits of classes that a client does not hold count as 0 in its loss")
     batch_norm: str = setting(
@@ -130,7 +137,8 @@ class WarmupConfig:
         0, "clients drawn for a round, here and in fine-tuning; 0 is all; rounds with prototypes have all", low=0
     )
     order: str = setting(
-        "shuffled", "order of a client's images: reshuffled at each pass, or fixed as in the public code",
+        "shuffled",
+        "order of a client's images: reshuffled at each pass, or fixed as in the public code",
         choices=("shuffled", "fixed"),
     )
 
@@ -162,18 +170,18 @@ class GeneratorConfig:
     entropy_weight: float = setting(0.0, "weight of the mean prediction entropy H", low=0.0)
     diversity_weight: float = setting(0.0, "weight of sum_k w_k log w_k over the batch-mean prediction w", low=0.0)
     inversion_weight: float = setting(0.0, "weight of the BatchNorm statistics mismatch L_inv", low=0.0)
-    inversion_threshold: int = setting(
-        0, "tau: L_inv only for clients with fewer training images; 0 means for all", low=0
-    )
+    inversion_threshold: int = setting(0, "tau: L_inv only for clients with fewer training images; 0 means for all", low=0)
     augment: str = setting(
-        "translate", "differentiable augmentation of real and generated images before the discriminator",
+        "translate",
+        "differentiable augmentation of real and generated images before the discriminator",
         choices=("none", "translate"),
     )
     real_target: float = setting(
         0.9, "discriminator target for real images (one-sided label smoothing); 1 is plain", low=0.5, high=1.0
     )
     real_classes: str = setting(
-        "all", "all: every image of the client; without_class_0: the public code's defect",
+        "all",
+        "all: every image of the client; without_class_0: the public code's defect",
         choices=("all", "without_class_0"),
     )
     sampling_batch_norm: str = setting("batch", "BatchNorm of generators when sampling", choices=("eval", "batch"))
@@ -197,8 +205,10 @@ class MetaConfig:
     num_steps: int = setting(250, "Adam steps of the meta model", low=0)
     batch_size: int = setting(128, "prototypes of one step", low=1, high=MOST_IN_A_BATCH)
     source: str = setting(
-        "auto", "what it is trained on: the clients' prototypes, or generated images labelled by the class experts; auto: "
-        "prototypes where all experts read the same features", choices=("auto", "prototypes", "generated"),
+        "auto",
+        "what it is trained on: the clients' prototypes, or generated images labelled by the class experts; auto: "
+        "prototypes where all experts read the same features",
+        choices=("auto", "prototypes", "generated"),
     )
     samples_per_client: int = setting(64, "source=generated: images of every client's generator", low=1, high=MOST_IN_A_BATCH)
     batches_per_epoch: int = setting(0, "batches taken before reshuffling (public code: 1); 0 walks all prototypes", low=0)
@@ -215,12 +225,16 @@ class DistillConfig:
     num_steps: int = setting(1500, "Adam steps of the student", low=0)
     samples_per_client: int = setting(32, "images of every client's generator in a step", low=1, high=MOST_IN_A_BATCH)
     teacher: str = setting(
-        "mixture", "mixture: meta model over experts; expert_sum: sum of expert logits; uniform: mean of the clients' logits",
+        "mixture",
+        "mixture: meta model over experts; expert_sum: sum of expert logits; uniform: mean of the clients' logits",
         choices=("mixture", "expert_sum", "uniform"),
     )
     label_prior: tuple[float, ...] = setting(
-        (0.0, 0.5, 1.0), "strengths s of the teacher's prior s log(n[i,c] / n[i] + eps) on images of client i's generator; 0 is "
-        "none; a student is distilled with each from the same images, and validation chooses", low=0.0, high=1.0,
+        (0.0, 0.5, 1.0),
+        "strengths s of the teacher's prior s log(n[i,c] / n[i] + eps) on images of client i's generator; 0 is "
+        "none; a student is distilled with each from the same images, and validation chooses",
+        low=0.0,
+        high=1.0,
     )
     label_prior_eps: float = setting(1e-3, "eps of the prior: the least share of images that a class is given", low=1e-9, high=1.0)
     learning_rate: float = setting(1e-4, "Adam rate", low=0.0)
@@ -229,10 +243,12 @@ class DistillConfig:
     kl_weight: float = setting(0.8, "weight of T^2 KL(teacher || student)", low=0.0)
     ce_weight: float = setting(0.2, "weight of the cross-entropy to the teacher's argmax", low=0.0)
     js_weight: float = setting(1.0, "weight of the symmetric term J", low=0.0)
-    js: str = setting("jensen_shannon", "J: the true divergence, or the public code's midpoint of logits",
-                      choices=("jensen_shannon", "midpoint"))
+    js: str = setting(
+        "jensen_shannon", "J: the true divergence, or the public code's midpoint of logits", choices=("jensen_shannon", "midpoint")
+    )
     student_batch_norm: str = setting(
-        "batch", "BatchNorm of the student in the forward pass: batch moves its statistics, eval freezes them",
+        "batch",
+        "BatchNorm of the student in the forward pass: batch moves its statistics, eval freezes them",
         choices=("batch", "eval"),
     )
     ema: float = setting(
@@ -240,7 +256,8 @@ class DistillConfig:
     )
     sample_weights: str = setting("uniform", "weight of an image in the loss", choices=("uniform", "confidence", "client_size"))
     keep: str = setting(
-        "best", "student handed on: the best by federated validation (step 0 included), or the last (of several the best then)",
+        "best",
+        "student handed on: the best by federated validation (step 0 included), or the last (of several the best then)",
         choices=("best", "last"),
     )
     evaluate_every: int = setting(25, "steps between looks at the student", low=1)
@@ -249,8 +266,9 @@ class DistillConfig:
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
     keep: str = setting(
-        "best", "model handed on: the best by federated validation at the looks (evaluation.every_rounds, the start included), "
-        "or the last", choices=("best", "last"),
+        "best",
+        "model handed on: the best by federated validation at the looks (evaluation.every_rounds, the start included), or the last",
+        choices=("best", "last"),
     )
     num_rounds: int = setting(39, "federated rounds after distillation", low=0, high=MOST_ROUNDS)
     client_learning_rate: float = setting(1e-4, "SGD learning rate of the clients", low=0.0)
@@ -282,7 +300,8 @@ class MappingConfig:
     expert_chunk: int = setting(0, "class experts run together; 0 is as many as fit into memory (on a CPU 1)", low=0)
     segment_steps: int = setting(50, "steps compiled into one program between looks at signals and losses", low=1)
     convolution: str = setting(
-        "auto", "of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler; on a GPU stacked "
+        "auto",
+        "of convolutions over stacked weights; auto: on a CPU native, or map without a C++ compiler; on a GPU stacked "
         "(the fastest there of our kernels and cuDNN's), or grouped where no kernels of ours can run",
         choices=("auto", "grouped", "map", "native", "stacked"),
     )
@@ -294,8 +313,10 @@ class MemoryConfig:
         0.0, "GiB that a run may need on a device, on a CPU in all; refused if estimated at more; 0 is what there is", low=0.0
     )
     experts: str = setting(
-        "auto", "class experts: stored, or each recomputed from the clients' models and label counts when it runs; "
-        "auto stores them where they fit", choices=("auto", "stored", "recomputed"),
+        "auto",
+        "class experts: stored, or each recomputed from the clients' models and label counts when it runs; "
+        "auto stores them where they fit",
+        choices=("auto", "stored", "recomputed"),
     )
 
 

@@ -70,8 +70,11 @@ def test_io_knows_no_stage_and_no_method(path: Path) -> None:
 def test_stages_methods_and_steps_touch_no_disk_and_no_clock(path: Path) -> None:
     outside = {"os", "pathlib", "time", "datetime", "shutil", "signal", "subprocess", "random", "logging", "sys", "json"}
     assert not outside & {module.split(".")[0] for module in imports(path)}
-    calls = {node.func.id for node in ast.walk(ast.parse((PACKAGE / path).read_text()))
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse((PACKAGE / path).read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not {"open", "print"} & calls
 
 
@@ -100,7 +103,15 @@ def test_an_outside_library_is_imported_in_its_place_only(library: str, places: 
 @pytest.mark.parametrize(
     "name",
     [
-        "__init__", "settings", "config", "config_io", "plain_text", "json_file", "cli", "data/partition/__init__", "data/splits",
+        "__init__",
+        "settings",
+        "config",
+        "config_io",
+        "plain_text",
+        "json_file",
+        "cli",
+        "data/partition/__init__",
+        "data/splits",
         "data/sampling",
     ],
 )
@@ -128,8 +139,11 @@ MAY_VMAP = {"mapping.py": 2, "steps/prototypes.py": 1}
 def test_only_the_mapper_vmaps_over_clients() -> None:
     found = {}
     for path in FILES:
-        calls = [node for node in ast.walk(ast.parse((PACKAGE / path).read_text()))
-                 if isinstance(node, ast.Attribute) and node.attr in ("vmap", "pmap", "shard_map")]
+        calls = [
+            node
+            for node in ast.walk(ast.parse((PACKAGE / path).read_text()))
+            if isinstance(node, ast.Attribute) and node.attr in ("vmap", "pmap", "shard_map")
+        ]
         if len(calls) > MAY_VMAP.get(path.as_posix(), 0):
             found[path.as_posix()] = len(calls)
     assert found == {}

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "configs" / "digits.py")
 
 
-
 def several(coordinator: str, num_processes: str, process_id: str) -> list[str]:
     return ["--coordinator", coordinator, "--num-processes", num_processes, "--process-id", process_id]
 
@@ -126,9 +125,7 @@ def test_the_config_command_prints_the_resolved_configuration_with_help(capsys: 
     assert any(line.startswith("seed=5 ") for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("preset", "name"), [(None, "runs/digits-seed3"), ("reference", "runs/digits-reference-seed3")]
-)
+@pytest.mark.parametrize(("preset", "name"), [(None, "runs/digits-seed3"), ("reference", "runs/digits-reference-seed3")])
 def test_a_run_directory_is_named_after_config_preset_and_seed(preset: str | None, name: str) -> None:
     assert cli.default_run_dir("configs/digits.py", preset, 3) == Path(name)
 
@@ -184,7 +181,10 @@ def test_evaluate_needs_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_label_count_table_is_aligned_and_has_totals() -> None:
     lines = table([[1, 0], [230, 4]], ["cat", "dog"]).splitlines()
     assert [line.split() for line in lines] == [
-        ["client", "cat", "dog", "total"], ["0", "1", "0", "1"], ["1", "230", "4", "234"], ["total", "231", "4", "235"]
+        ["client", "cat", "dog", "total"],
+        ["0", "1", "0", "1"],
+        ["1", "230", "4", "234"],
+        ["total", "231", "4", "235"],
     ]
     assert len({len(line) for line in lines}) == 1
 
@@ -200,12 +200,16 @@ def test_away_from_a_terminal_progress_is_a_line_at_start_and_end(capsys: pytest
 
 def test_the_result_table_shows_models_in_order_costs_and_classes_when_verbose(capsys: pytest.CaptureFixture[str]) -> None:
     results = {
-        "method": "mosaic", "seed": 0, "class_names": ["cat", "dog"],
+        "method": "mosaic",
+        "seed": 0,
+        "class_names": ["cat", "dog"],
         "models": {
             "global": {"validation": None, "test": 0.812, "test_per_class": [0.5, 0.75]},
             "student": {"validation": 0.5, "test": 0.6125, "test_per_class": [0.25, None]},
         },
-        "bytes": {"warmup": {"up": 3 * 2**20, "down": 1024}}, "seconds": {"warmup": 83.0}, "compile_seconds": {"warmup": 2.0},
+        "bytes": {"warmup": {"up": 3 * 2**20, "down": 1024}},
+        "seconds": {"warmup": 83.0},
+        "compile_seconds": {"warmup": 2.0},
     }
     Console().result_table(results)
     plain = capsys.readouterr().out

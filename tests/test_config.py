@@ -32,8 +32,11 @@ COMPLAINTS = [
     ("data.labels=compat", "data.labels=compat: must be one of as_given, compact; did you mean compact?"),
     ("data.background=red", "data.background=red: must be one of white, grey, black"),
     ("data.bit_depth=7", "data.bit_depth=7: must be one of 0, 8, 9, 10, 11, 12, 13, 14, 15, 16"),
-    ("partition.kind=idd", "partition.kind=idd: must be one of iid, dirichlet_unbalanced, dirichlet_balanced, shards, "
-     "quantity_skew, table; did you mean iid?"),
+    (
+        "partition.kind=idd",
+        "partition.kind=idd: must be one of iid, dirichlet_unbalanced, dirichlet_balanced, shards, "
+        "quantity_skew, table; did you mean iid?",
+    ),
     ("partition.kind=table", "partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv"),
     ("data.validation_fraction=0.9", "data.validation_fraction=0.9: must be a number, from 0 to 0.5"),
     ("data.image_size=28", "data.image_size=28: must be one of 32, 64"),

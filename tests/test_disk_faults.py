@@ -316,9 +316,7 @@ def test_a_finished_run_on_a_read_only_disk_shows_its_table_and_says_what_is_not
 ) -> None:
     before = files(run_dir)
     with writes_fail(run_dir, errno.EROFS):
-        statuses = [
-            cli.main(command) for command in (["evaluate", str(run_dir)], ["train", *arguments, "--run-dir", str(run_dir)])
-        ]
+        statuses = [cli.main(command) for command in (["evaluate", str(run_dir)], ["train", *arguments, "--run-dir", str(run_dir)])]
         out, err = capsys.readouterr()
         assert statuses == [0, 0]
         assert out.count("fedavg, seed 0") == 2
@@ -342,9 +340,7 @@ def test_finished_seeds_on_a_read_only_disk_show_their_table(
     assert err == f"warning: {tmp_path / 'runs' / 'seeds.json'}: not written (Read-only file system); work on a copy elsewhere\n"
 
 
-def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = StageCheckpoints(tmp_path / "warmup", "warmup", "hash", 1)
     checkpoints.save(1, {"a": np.ones(3)})
     checkpoints.wait()

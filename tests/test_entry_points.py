@@ -84,9 +84,7 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored_and_foreign_handlers_are_put
 
 
 @pytest.mark.filterwarnings("ignore:os.fork")
-def test_a_child_forked_after_jax_had_started_is_told_to_spawn_and_does_not_hang(
-    tiny_arguments: list[str], tmp_path: Path
-) -> None:
+def test_a_child_forked_after_jax_had_started_is_told_to_spawn_and_does_not_hang(tiny_arguments: list[str], tmp_path: Path) -> None:
     jax.block_until_ready(jax.numpy.ones(1))
     errors = tmp_path / "errors"
 

@@ -45,9 +45,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_run_is_right_that_ends_or_is_refused_in_a_line(
-    program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_is_right_that_ends_or_is_refused_in_a_line(program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fuzz, "HANGS_AFTER", 1.0 if "sleep" in program else 60.0)
     assert fuzz.fault([sys.executable, "-c", program], tmp_path, {}) == PROGRAMS[program]
 

@@ -34,8 +34,14 @@ def write(tmp_path: Path) -> Write:
     """Writes the record of a run, other values of its configuration by their dotted names, and returns the file's path."""
 
     def written(
-        row: str, seed: int, final: float | None, alpha: float = 0.1, place: str = "results", *,
-        fields: dict[str, Any] | None = None, **settings: Any,
+        row: str,
+        seed: int,
+        final: float | None,
+        alpha: float = 0.1,
+        place: str = "results",
+        *,
+        fields: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> Path:
         method = row.partition("-")[0]
         values = {name.replace("__", "."): value for name, value in settings.items()}

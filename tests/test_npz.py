@@ -55,11 +55,15 @@ def test_a_wrong_npz_is_refused_naming_the_array(tmp_path, changes, words):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.array([0, 3, 7, 769] * 2),
-         "y_train of .* has 4 labels, 0, 3, 7, 769, and 769 at position 3: labels are 0 to K-1, here 0 to 3"),
+        (
+            np.array([0, 3, 7, 769] * 2),
+            "y_train of .* has 4 labels, 0, 3, 7, 769, and 769 at position 3: labels are 0 to K-1, here 0 to 3",
+        ),
         (np.arange(8) + 1, "has 8 labels, 1, 2, 3, 4, 5, 6, 7, 8, and 8 at position 7: labels are 0 to K-1, here 0 to 7"),
-        (np.array([0, 1, 2, 4294967295] * 2, np.uint32),
-         r"4294967295 at position 3 \(what -1 becomes without a sign\): labels are 0 to K-1"),
+        (
+            np.array([0, 1, 2, 4294967295] * 2, np.uint32),
+            r"4294967295 at position 3 \(what -1 becomes without a sign\): labels are 0 to K-1",
+        ),
         (np.array([0, 1, 2, 2**64 - 1] * 2, np.uint64), r"18446744073709551615 at position 3 \(what -1 becomes without a sign\)"),
         (np.array([0, 1, 2, 2**40] * 2), "1099511627776 at position 3: labels are 0 to K-1"),
     ],

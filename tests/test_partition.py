@@ -34,9 +34,7 @@ def test_unbalanced_label_counts_are_those_of_the_public_code(name):
         r"seed(\d+)_alpha([\d.]+)_clients(\d+)_classes(\d+)_per(\d+)", name
     ).groups()
     labels = np.repeat(np.arange(int(classes)), int(per_class))
-    np.testing.assert_array_equal(
-        dirichlet_unbalanced(labels, int(clients), float(alpha), int(seed)).label_counts, GOLDEN[name]
-    )
+    np.testing.assert_array_equal(dirichlet_unbalanced(labels, int(clients), float(alpha), int(seed)).label_counts, GOLDEN[name])
 
 
 def assert_deals_out_every_image_once(result, labels, num_clients):

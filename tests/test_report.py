@@ -72,10 +72,18 @@ def results() -> dict:
     }
     confusion = rng.integers(0, 8, (NUM_CLASSES, NUM_CLASSES)) + 90 * np.eye(NUM_CLASSES, dtype=int)
     return {
-        "method": "mosaic", "seed": 0, "stages": STAGES, "stages_done": STAGES, "models": models,
-        "confusion": confusion.tolist(), "class_names": [f"kind <{k}>" for k in range(NUM_CLASSES)],
-        "bytes": {"warmup": {"up": 5 * 2**20, "down": 7 * 2**20}}, "seconds": {"warmup": 83.0}, "compile_seconds": {"warmup": 2.5},
-        "label_counts": rng.integers(0, 222, (NUM_CLIENTS, NUM_CLASSES)).tolist(), "num_samples": [100] * NUM_CLIENTS,
+        "method": "mosaic",
+        "seed": 0,
+        "stages": STAGES,
+        "stages_done": STAGES,
+        "models": models,
+        "confusion": confusion.tolist(),
+        "class_names": [f"kind <{k}>" for k in range(NUM_CLASSES)],
+        "bytes": {"warmup": {"up": 5 * 2**20, "down": 7 * 2**20}},
+        "seconds": {"warmup": 83.0},
+        "compile_seconds": {"warmup": 2.5},
+        "label_counts": rng.integers(0, 222, (NUM_CLIENTS, NUM_CLASSES)).tolist(),
+        "num_samples": [100] * NUM_CLIENTS,
         "hardware": "a <processor>",
     }
 
@@ -100,11 +108,31 @@ def run_dir(tmp_path: Path) -> Path:
 def test_the_report_of_a_finished_run_has_every_part(run_dir: Path) -> None:
     page = write_report(run_dir).read_text()
     for part in (
-        "some-run", "expert_sum", "Test accuracy per class", "Accuracy of the global model over rounds", "warmup, validation",
-        "finetune, validation", "Student accuracy along distillation", "best_validation", "Loss: warmup", "Loss: generators",
-        "generator_loss", "Loss: meta", "Loss: distill", "Loss: finetune", "Training images", "The clients&#x27; own labels",
-        "classes on generated images", "data:image/png;base64,", "Confusion matrix of the final model", "5.0 MiB", "7.0 MiB",
-        "1 min 23 s", "2.5 s", "warmup.num_rounds", "federated rounds before the generators",
+        "some-run",
+        "expert_sum",
+        "Test accuracy per class",
+        "Accuracy of the global model over rounds",
+        "warmup, validation",
+        "finetune, validation",
+        "Student accuracy along distillation",
+        "best_validation",
+        "Loss: warmup",
+        "Loss: generators",
+        "generator_loss",
+        "Loss: meta",
+        "Loss: distill",
+        "Loss: finetune",
+        "Training images",
+        "The clients&#x27; own labels",
+        "classes on generated images",
+        "data:image/png;base64,",
+        "Confusion matrix of the final model",
+        "5.0 MiB",
+        "7.0 MiB",
+        "1 min 23 s",
+        "2.5 s",
+        "warmup.num_rounds",
+        "federated rounds before the generators",
     ):
         assert part in page, part
     assert "Not there yet" not in page

@@ -58,8 +58,16 @@ def test_a_run_leaves_its_configuration_metrics_results_samples_and_report(finis
         assert picture.format == "PNG"
     assert "<svg" in (finished / "report.html").read_text()
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "checkpoints", "computation.json", "config.json", "data.json", "metrics.jsonl", "partition.csv", "report.html",
-        "results.json", "samples",
+        ".lock",
+        "checkpoints",
+        "computation.json",
+        "config.json",
+        "data.json",
+        "metrics.jsonl",
+        "partition.csv",
+        "report.html",
+        "results.json",
+        "samples",
     ]
 
 
@@ -217,9 +225,7 @@ def test_a_signal_finishes_the_step_saves_says_how_to_resume_and_gives_its_statu
     assert (tmp_path / "run" / "checkpoints" / read(tmp_path / "run")[-1]["stage"] / str(step) / "record" / "metadata").exists()
 
 
-def test_a_run_killed_at_random_moments_ends_as_the_unbroken_run(
-    finished: Path, tiny_arguments: list[str], tmp_path: Path
-) -> None:
+def test_a_run_killed_at_random_moments_ends_as_the_unbroken_run(finished: Path, tiny_arguments: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     moments = sorted(random.Random().choices(range(1, len(read(finished))), k=2))
     print(f"killed after {moments} records")

@@ -125,8 +125,13 @@ def test_crop_flip_cuts_a_window_of_the_black_padded_image_and_mirrors_half():
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = []
     for image, result in zip(padded, changed, strict=True):
-        fits = [(row, column, mirrored) for row in range(9) for column in range(9) for mirrored in (False, True)
-                if np.array_equal(image[row : row + 32, column : column + 32][:, :: -1 if mirrored else 1], result)]
+        fits = [
+            (row, column, mirrored)
+            for row in range(9)
+            for column in range(9)
+            for mirrored in (False, True)
+            if np.array_equal(image[row : row + 32, column : column + 32][:, :: -1 if mirrored else 1], result)
+        ]
         assert len(fits) == 1
         seen += fits
     rows, columns, mirrored = np.array(seen).T
@@ -148,8 +153,12 @@ def test_translation_moves_each_image_by_whole_pixels_up_to_an_eighth_and_fills_
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     shifts = []
     for image, result in zip(padded, moved, strict=True):
-        fits = [(row, column) for row in range(9) for column in range(9)
-                if np.array_equal(image[row : row + 32, column : column + 32], result)]
+        fits = [
+            (row, column)
+            for row in range(9)
+            for column in range(9)
+            if np.array_equal(image[row : row + 32, column : column + 32], result)
+        ]
         assert len(fits) == 1
         shifts += fits
     assert {row for row, _ in shifts} == {column for _, column in shifts} == set(range(9))

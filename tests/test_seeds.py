@@ -28,9 +28,7 @@ def small(seed: int = 0, **sections: Any) -> Config:
 
 
 def train_all(configs: list[Config], run_dir: Path, console: Console | None = None, stop_after: str | None = None) -> int:
-    return train_seeds(
-        configs, run_dir, stop_after=stop_after, tensorboard=False, console=console or Console(quiet=True)
-    )
+    return train_seeds(configs, run_dir, stop_after=stop_after, tensorboard=False, console=console or Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +62,7 @@ def test_the_means_and_sample_deviations_are_those_of_the_runs(command: tuple) -
             np.testing.assert_allclose([model[which]["mean"], model[which]["std"]], [np.mean(values), np.std(values, ddof=1)])
 
 
-def test_finished_seeds_are_skipped_and_the_table_is_printed_again(
-    command: tuple, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_seeds_are_skipped_and_the_table_is_printed_again(command: tuple, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, run_dir = command
     before = {path: path.stat().st_mtime_ns for path in run_dir.glob("seed*/checkpoints/**/*")}
     assert cli.main([*arguments, "--run-dir", str(run_dir)]) == 0
@@ -107,9 +103,7 @@ def test_a_signal_while_results_are_written_ends_the_command_before_the_next_see
     assert train_all([small(0)], tmp_path / "runs", console) == 0
 
 
-def test_a_seed_whose_loss_is_not_finite_gives_the_status_of_its_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_seed_whose_loss_is_not_finite_gives_the_status_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configs = [small(seed, warmup={"client_learning_rate": 1e30, "num_rounds": 1}) for seed in (0, 1)]
     assert train_all(configs, tmp_path / "runs", Console()) == 3
     out, err = capsys.readouterr()

@@ -191,9 +191,7 @@ def test_a_client_update_is_its_sgd_steps_one_after_another() -> None:
         return images.astype(jnp.float32) / 127.5 - 1.0
 
     counts = jnp.ones(10)
-    update = jax.jit(
-        lambda v: client_update(CLASSIFIER, v, Batch(raw, labels), jax.random.key(0), OPTIMIZER, preprocess, counts)
-    )
+    update = jax.jit(lambda v: client_update(CLASSIFIER, v, Batch(raw, labels), jax.random.key(0), OPTIMIZER, preprocess, counts))
     ours, info = update(network(0))
     variables, opt_state, losses = network(0), OPTIMIZER.init(network(0).params), []
     for step in range(2):

@@ -19,7 +19,9 @@ BAR, BAR_HEIGHT = 80 * SCALE, 9 * SCALE  # of the row that costs most
 
 
 def accuracy_plot(
-    rows: Mapping[str, Mapping[str, Mapping[str, Any]]], final: Mapping[str, str | None], title: str,
+    rows: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    final: Mapping[str, str | None],
+    title: str,
     costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> np.ndarray:
     """Rows from top to bottom, in each a line for each of its models: mean and one deviation to both sides, in percent.
@@ -92,8 +94,13 @@ def _column_width(font: ImageFont.FreeTypeFont, heading: str, amounts: Mapping[s
 
 
 def _bars(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, row: str, costs: Mapping[str, Mapping[str, float]],
-    columns: Mapping[str, int], x: int, y: int,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont,
+    row: str,
+    costs: Mapping[str, Mapping[str, float]],
+    columns: Mapping[str, int],
+    x: int,
+    y: int,
 ) -> None:
     """A bar for each cost of a row, as long as its share of the largest one's, and the amount behind it."""
     for heading, amounts in costs.items():
@@ -117,7 +124,10 @@ def _legend_width(font: ImageFont.FreeTypeFont, name: str) -> int:
 
 
 def _legend(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, names: Sequence[str], colours: Mapping[str, tuple[int, int, int]],
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont,
+    names: Sequence[str],
+    colours: Mapping[str, tuple[int, int, int]],
     y: int,
 ) -> None:
     x = MARGIN

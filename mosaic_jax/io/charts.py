@@ -59,14 +59,21 @@ def line(name: str, points: Series, x_of: "Axis", y_of: "Axis", colour: str, uni
         dots = "".join(
             f'<circle class="{colour}" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6">'
             f"<title>{escape(name)}, {x:g}: {y:.4g}{unit}</title></circle>"
-            for x, y in points if y is not None
+            for x, y in points
+            if y is not None
         )
     return f'<path class="line {colour}" d="{path}"/>{dots}'
 
 
 def heat_map(
-    title: str, values: Sequence[Sequence[float]], row_names: Sequence[str], column_names: Sequence[str],
-    axes: tuple[str, str], *, shade_rows: bool = False, decimals: int = 0,
+    title: str,
+    values: Sequence[Sequence[float]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    axes: tuple[str, str],
+    *,
+    shade_rows: bool = False,
+    decimals: int = 0,
 ) -> str:
     """A shaded table; values: [R][C], not negative. Darkest is the largest value, of its row if `shade_rows`, else of all.
 

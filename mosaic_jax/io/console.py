@@ -68,8 +68,14 @@ class Console:
         live = None
         if self.terminal and not self.quiet and self._out.width >= LIVE_WIDTH:
             live = Progress(
-                _text("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _text("{task.fields[rate]}"),
-                TimeElapsedColumn(), _text("left"), TimeRemainingColumn(), _text("{task.fields[note]}"),
+                _text("{task.description:<10}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _text("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                _text("left"),
+                TimeRemainingColumn(),
+                _text("{task.fields[note]}"),
                 console=self._out,
             )
             live.start()

@@ -237,5 +237,3 @@ CHECKS: dict[str, Callable[[Golden, int], Quantities]] = {
     "distillation_loss": check_distillation_loss,
     "partition_dirichlet_unbalanced": check_partition,
 }
-
-

@@ -34,8 +34,12 @@ class MetricsLog:
         for name, value in values.items():
             number = float(value)
             record = {
-                "stage": stage, "step": int(step), "round": None if round is None else int(round), "name": name,
-                "value": number if math.isfinite(number) else None, "seconds": seconds,
+                "stage": stage,
+                "step": int(step),
+                "round": None if round is None else int(round),
+                "name": name,
+                "value": number if math.isfinite(number) else None,
+                "seconds": seconds,
             }
             lines.append(json.dumps(record) + "\n")
             if self._events is not None:
@@ -48,10 +52,13 @@ class MetricsLog:
         """Drops what a resumed run will write again: later stages, `stage` beyond `step`, and a last line cut short by a kill."""
         later = set(stage_order[list(stage_order).index(stage) + 1 :])
         self._file.close()
-        self._rewrite([
-            record for record in read(self._path.parent)
-            if record["stage"] not in later and not (record["stage"] == stage and record["step"] > step)
-        ])
+        self._rewrite(
+            [
+                record
+                for record in read(self._path.parent)
+                if record["stage"] not in later and not (record["stage"] == stage and record["step"] > step)
+            ]
+        )
 
     def replace(self, stage: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Makes the records of a stage exactly these."""

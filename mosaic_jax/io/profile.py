@@ -15,6 +15,7 @@ from mosaic_jax.io.whole_files import write_text
 
 SHOWN_KERNELS = 40
 
+
 class Profile:
     """Writes DIR/STAGE/plugins/profile/TIME/ for one segment of each stage; a whole run's trace would be too large to open.
 

@@ -62,9 +62,12 @@ def read_samples(directory: Path) -> tuple[dict[str, bytes], list[str]]:
 def heading(run_dir: Path, config: Config, results: Mapping[str, Any]) -> str:
     """What was run, on what."""
     facts = [
-        f"method {config.method}", f"seed {config.seed}", f"data {config.data.source}",
+        f"method {config.method}",
+        f"seed {config.seed}",
+        f"data {config.data.source}",
         describe(config.partition),
-        f"{config.model.name} of width {config.model.width}", results.get("hardware", ""),
+        f"{config.model.name} of width {config.model.width}",
+        results.get("hardware", ""),
     ]
     return f'<h1>{escape(run_dir.resolve().name)}</h1><p class="soft">{escape(" · ".join(filter(None, facts)))}</p>'
 

@@ -160,9 +160,7 @@ def _labels(name: str, variants: Sequence[Values]) -> list[str]:
     presets = [_preset(of) for of in variants]
     presets = [preset if presets.count(preset) == 1 else "" for preset in presets]
     rest = [of for of, preset in zip(variants, presets, strict=True) if not preset]
-    return [
-        _beside(name, f"preset {preset}" if preset else _apart(of, rest)) for of, preset in zip(variants, presets, strict=True)
-    ]
+    return [_beside(name, f"preset {preset}" if preset else _apart(of, rest)) for of, preset in zip(variants, presets, strict=True)]
 
 
 def _preset(values: Values) -> str:

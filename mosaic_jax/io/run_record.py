@@ -39,9 +39,7 @@ def row_name(config: Config, control: str) -> str:
     return f"{name}-{control}" if control and config.method == "mosaic" else name
 
 
-def record(
-    config: Config, protocol: str, control: str, results: Mapping[str, Any], digests: Mapping[str, str]
-) -> dict[str, Any]:
+def record(config: Config, protocol: str, control: str, results: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
     """What the file of a run holds, its FIELDS first: accuracies are shares in 0..1 or None, seconds those of all stages without
     compiling, bytes of all clients together.
 

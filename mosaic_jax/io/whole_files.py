@@ -75,9 +75,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, json.dumps({**values, DIGEST: _digest(values)}, indent=1) + "\n")
 
 
-def read_json(
-    path: Path, remedy: str, form: Form = OBJECT, wrong: Callable[[Any], str] = no_complaint
-) -> dict[str, Any] | None:
+def read_json(path: Path, remedy: str, form: Form = OBJECT, wrong: Callable[[Any], str] = no_complaint) -> dict[str, Any] | None:
     """What `write_json` wrote, without the digest; None where there is no file. One without a digest, as older versions wrote it,
     is taken as it is. Raises ConfigError, which ends in `remedy`, where the file cannot be read, was changed since or, as
     `json_file.read_json` says of form and wrong, holds odd content."""

@@ -23,15 +23,21 @@ def show(plan: RunPlan, console: Console) -> None:
          for s in plan.stages],
     )  # fmt: skip
     if plan.rates:
-        console.table("time, from earlier runs of the same work, compiling apart", ("stage", "a step ", "in all ", "measured on"),
-                      [(s.name, *_time(s, plan.rates[s.name])) for s in plan.stages if s.name in plan.rates])
+        console.table(
+            "time, from earlier runs of the same work, compiling apart",
+            ("stage", "a step ", "in all ", "measured on"),
+            [(s.name, *_time(s, plan.rates[s.name])) for s in plan.stages if s.name in plan.rates],
+        )
     for line in plan.choice:
         console.message(line)
     console.message(
         f"{sum(len(stage.programs) for stage in plan.stages)} programs to compile, and those of the evaluation at the end"
     )
-    rows = [(s.name if first else "", part.name, part.arrays, human_bytes(part.bytes))
-            for s in plan.stages for first, part in zip([True, *[False] * len(s.state)], s.state, strict=False)]
+    rows = [
+        (s.name if first else "", part.name, part.arrays, human_bytes(part.bytes))
+        for s in plan.stages
+        for first, part in zip([True, *[False] * len(s.state)], s.state, strict=False)
+    ]
     console.table("state, all clients together", ("stage", "part", "arrays", "size "), rows)
     console.table(
         "memory on a device, an estimate",

@@ -62,9 +62,7 @@ class DistillState(NamedTuple):
     best: BestStudent
 
 
-def teacher_logits(
-    problem: Problem, inputs: DistillInputs, images: jax.Array, teacher: Teacher | None = None
-) -> jax.Array:
+def teacher_logits(problem: Problem, inputs: DistillInputs, images: jax.Array, teacher: Teacher | None = None) -> jax.Array:
     """The teacher, or the one that `distill.teacher` names: f32[B, S, S, 3] -> f32[B, K], without gradient."""
     if teacher is not None:
         return jax.lax.stop_gradient(teacher(predict_experts(problem, inputs.experts, images)))

@@ -108,9 +108,7 @@ def evaluate_clients(problem: Problem, clients: tuple[Variables, ...]) -> dict[s
     return _client_summary(validation, counts(problem.client_test_images, dataset.test_labels, problem.splits.test))
 
 
-def evaluate_models(
-    problem: Problem, outputs: Outputs, stages: Sequence[Stage]
-) -> tuple[dict[str, Any], list[list[int]], str]:
+def evaluate_models(problem: Problem, outputs: Outputs, stages: Sequence[Stage]) -> tuple[dict[str, Any], list[list[int]], str]:
     """Every model by which the finished stages want to be judged, on validation and the whole test set.
 
     Returns {name: {validation, test, test_per_class}} in the order of the stages (accuracies in 0..1), the confusion matrix [K][K]

@@ -213,9 +213,7 @@ def _batches(
     )  # fmt: skip
 
 
-def _of_all(
-    groups: tuple[Group, ...], results: list[tuple], num_steps: np.ndarray, steps: jax.Array
-) -> tuple[tuple, Series]:
+def _of_all(groups: tuple[Group, ...], results: list[tuple], num_steps: np.ndarray, steps: jax.Array) -> tuple[tuple, Series]:
     """The groups' new states, and their losses [C_g, T] as a Series [C, T]; num_steps: i32[C], of each client; steps: i32[T]."""
     states, losses = zip(*results, strict=True)
     places = [group.clients for group in groups]

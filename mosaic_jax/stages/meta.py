@@ -54,9 +54,7 @@ def meta_stage(problem: Problem) -> Stage:
     def judged(experts: Experts, generators: Variables, root: jax.Array, label_counts: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The experts' logits for generated images f32[N, E, K], and the labels that they give them; root: as of `key_at`."""
         key = key_at(root, "meta_images")
-        images = synthetic_images(
-            problem.generator, generators, key, meta.samples_per_client, config.generator.sampling_batch_norm
-        )
+        images = synthetic_images(problem.generator, generators, key, meta.samples_per_client, config.generator.sampling_batch_norm)
         logits = predict_experts(problem, experts, images)
         return logits, expert_labels(logits, label_counts)
 

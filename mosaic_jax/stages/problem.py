@@ -97,9 +97,7 @@ class Problem(NamedTuple):
         return jnp.asarray(self.dataset.train_images), jnp.asarray(self.dataset.train_labels)
 
 
-def build_problem(
-    config: Config, dataset: Dataset, table: np.ndarray | None = None, rejected: Rejected = unheard
-) -> Problem:
+def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = None, rejected: Rejected = unheard) -> Problem:
     """Deal the data to clients, build the networks and plan their mapping, as if everything fitted into memory.
 
     table: integers [C, K], what `partition.table` holds; rejected: hears of redraws, as `partition` says.

@@ -22,6 +22,7 @@ class Judged(NamedTuple):
     names: tuple[str, ...]
     predict: Callable[[Outputs, jax.Array], dict[str, jax.Array]]
 
+
 Records = dict[str, Any]
 
 

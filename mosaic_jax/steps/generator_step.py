@@ -152,9 +152,7 @@ def generator_step(
     updates, generator_opt = optimizer.update(gradients, state.generator_opt)
     params = optax.apply_updates(state.generator.params, updates)
     ema = moving_average(state.generator_ema, params, config.ema)
-    moved = GanState(
-        Variables(params, generator_stats), Variables(updated.params, stats), generator_opt, discriminator_opt, ema
-    )
+    moved = GanState(Variables(params, generator_stats), Variables(updated.params, stats), generator_opt, discriminator_opt, ema)
     return moved, GanInfo(of_discriminator, loss)
 
 

@@ -111,6 +111,7 @@ def _bf16(clients: int, steps: int) -> Row:
     # The twin's own bf16 and float32 come 2e-2 apart in five steps of width 16, ours and its 6e-2 in ten of width 64.
     return dataclasses.replace(row, settings=row.settings | {"precision": "bf16"}, accelerator=True, tolerance=0.15)
 
+
 ROWS = (
     _round("resnet18-64", "ResNet-18 width 64, 10 clients x 64", "resnet18", 64, 10, 64, 2),
     _bf16(10, 10),

@@ -67,9 +67,7 @@ def first_large_enough(
     )
 
 
-def repair(
-    order: np.ndarray, sizes: np.ndarray, min_samples: int, random: np.random.RandomState
-) -> tuple[np.ndarray, np.ndarray]:
+def repair(order: np.ndarray, sizes: np.ndarray, min_samples: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     """Moves the fewest images that give every client min_samples of them.
 
     A client that lacks d[i] = max(min_samples - sizes[i], 0) images gets exactly so many, so sum(d) images move; fewer cannot do.

@@ -53,9 +53,7 @@ def _unbalanced_draws(labels: np.ndarray, num_clients: int, alpha: float, random
         pass_over_shuffles(random, sizes)  # The public code shuffles the clients of a rejected draw as well.
 
 
-def _arranged(
-    shuffled: list[np.ndarray], dealt: list[np.ndarray], sizes: np.ndarray, random: np.random.RandomState
-) -> np.ndarray:
+def _arranged(shuffled: list[np.ndarray], dealt: list[np.ndarray], sizes: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     """The images of a draw one client after another, each client's shuffled: those of each class, and how many each client gets."""
     owners = np.concatenate([np.repeat(np.arange(len(sizes)), counts) for counts in dealt])
     order = np.concatenate(shuffled)[np.argsort(owners, kind="stable")]

@@ -11,8 +11,10 @@ def digits(size: int) -> Dataset:
     from sklearn.datasets import load_digits  # Imported here: it takes longer than all else in this module.
 
     stored = load_digits()
-    resized = [np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
-               for image in stored.images]
+    resized = [
+        np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
+        for image in stored.images
+    ]
     grey = np.rint(np.stack(resized) * (255 / 16)).astype(np.uint8)
     images, labels = np.repeat(grey[..., None], 3, axis=-1), stored.target.astype(np.int32)
     random = np.random.RandomState(0)  # The split belongs to the data set: it is the same for every run.

@@ -81,9 +81,7 @@ def moments(shared: bool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _of_pixels("mosaic_moments", (x.shape[-1:],) * 2, x, share=shared)
 
 
-def scale_shift(
-    shared: bool, relu: bool, x: jax.Array, center: jax.Array, factor: jax.Array, offset: jax.Array
-) -> jax.Array:
+def scale_shift(shared: bool, relu: bool, x: jax.Array, center: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
     """(x - center) factor + offset, behind it a ReLU if `relu`: f32[..., C], f32[C] each -> f32[..., C]."""
     return _of_pixels("mosaic_scale_shift", (x.shape,), x, center, factor, offset, relu=relu, share=shared)[0]
 
