@@ -27,7 +27,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     # methods and their parts
     "methods": ("FEDERATIONS", "METHODS", "stages_of"),
     "methods.mosaic": ("mosaic",),
-    "stages.federation": ("Federation",),
+    "stages.federation": ("Federation", "LocalWork", "Uploads", "mean_of_models"),
     "stages.federated": ("federated_stage",),
     "stages.generators": ("generators_stage",),
     "stages.experts": ("experts_stage",),

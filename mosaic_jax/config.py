@@ -16,6 +16,8 @@ from mosaic_jax.sections import (
     DataConfig,
     DistillConfig,
     EvaluationConfig,
+    FedAdamConfig,
+    FedAvgMConfig,
     FedProxConfig,
     FedRSConfig,
     FinetuneConfig,
@@ -26,6 +28,7 @@ from mosaic_jax.sections import (
     ModelConfig,
     PartitionConfig,
     PrototypesConfig,
+    ScaffoldConfig,
     WarmupConfig,
 )
 from mosaic_jax.settings import ConfigError, checked, setting, settings, show
@@ -41,6 +44,8 @@ __all__ = [
     "DataConfig",
     "DistillConfig",
     "EvaluationConfig",
+    "FedAdamConfig",
+    "FedAvgMConfig",
     "FedProxConfig",
     "FedRSConfig",
     "FinetuneConfig",
@@ -51,6 +56,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "PrototypesConfig",
+    "ScaffoldConfig",
     "WarmupConfig",
 ]
 
@@ -89,6 +95,9 @@ class Config:
     finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     fedprox: FedProxConfig = dataclasses.field(default_factory=FedProxConfig)
     fedrs: FedRSConfig = dataclasses.field(default_factory=FedRSConfig)
+    fedavgm: FedAvgMConfig = dataclasses.field(default_factory=FedAvgMConfig)
+    fedadam: FedAdamConfig = dataclasses.field(default_factory=FedAdamConfig)
+    scaffold: ScaffoldConfig = dataclasses.field(default_factory=ScaffoldConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mapping: MappingConfig = dataclasses.field(default_factory=MappingConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
@@ -168,6 +177,17 @@ def check_together(config: Config) -> None:
     _check_clients(config)
 
 
+def _check_scaffold(config: Config) -> None:
+    """Raises ConfigError for a stage of rounds whose clients would not move."""
+    stages = ("warmup", "finetune") if config.method != config.federated and config.finetune.num_rounds else ("warmup",)
+    for stage in stages:
+        if config.federated == "scaffold" and getattr(config, stage).client_learning_rate == 0:
+            raise ConfigError(
+                f"{stage}.client_learning_rate=0: scaffold takes the clients' gradients from their moves divided by it; "
+                "set it above 0"
+            )
+
+
 def _check_batch_norm(config: Config) -> None:
     """Raises ConfigError where a method or a loss reads BatchNorm of networks that have none."""
     without = next((model for model in config.client_models if not model.has_batch_norm), None)
@@ -201,6 +221,7 @@ def _check_clients(config: Config) -> None:
             f"{', '.join(WIDTH_NETWORKS)}, or a method of {', '.join(WHOLE)}"
         )
     _check_batch_norm(config)
+    _check_scaffold(config)
     if min(config.client_rates) < 1 and config.federated not in WIDTHS:
         field = "method" if config.method in FEDERATED else "warmup.method"
         given = f"clients.rho={clients.rho}" if clients.rho else f"clients.rates={rates}"

@@ -32,7 +32,7 @@ READ_FROM: dict[str, dict[str, tuple[str, ...]]] = {
     "fedavg_finetune": {"warmup": ("warmup.method",), "finetune": ("finetune",)},
     **{method: {"warmup": ("finetune.num_rounds",)} for method in FEDERATED},
 }  # fmt: skip
-LATER = ("warmup.method", "fedprox", "fedrs", "prototypes", "generator", "experts", "meta", "distill", "finetune")
+LATER = ("warmup.method", *FEDERATED, "prototypes", "generator", "experts", "meta", "distill", "finetune")
 
 
 class Row(NamedTuple):

@@ -7,7 +7,7 @@ from mosaic_jax.sources import SOURCES
 
 # Methods that are federated rounds and nothing else: those in which every client has the whole network, and those that give a
 # narrower client some channels of it.
-WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs")
+WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs", "fedavgm", "fedadam", "scaffold")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
 FEDERATED = WHOLE + WIDTHS
 MOST_CLIENTS = MOST_ROUNDS = 10**6  # all are counted before a run begins
@@ -282,6 +282,25 @@ class FedProxConfig:
 @dataclasses.dataclass(frozen=True)
 class FedRSConfig:
     alpha: float = setting(0.5, "factor of the logits of classes that a client does not hold", low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FedAvgMConfig:
+    server_learning_rate: float = setting(1.0, "server's rate eta; 1 and momentum 0 are FedAvg", low=0.0)
+    momentum: float = setting(0.9, "decay of the server's momentum", low=0.0, high=0.9999)
+
+
+@dataclasses.dataclass(frozen=True)
+class FedAdamConfig:
+    server_learning_rate: float = setting(0.01, "server's rate eta", low=0.0)
+    beta1: float = setting(0.9, "first-moment decay", low=0.0, high=0.9999)
+    beta2: float = setting(0.99, "second-moment decay", low=0.0, high=0.99999)
+    tau: float = setting(1e-3, "added to the root of the second moment, which begins as its square", low=1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaffoldConfig:
+    server_learning_rate: float = setting(1.0, "server's rate eta_g; 1 is the mean of the models", low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

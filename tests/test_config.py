@@ -264,7 +264,7 @@ def test_networks_are_given_to_the_clients_in_turn() -> None:
         ),
         (["clients.models=cnn:1,cnn:2", "experts=parameters"], "experts=parameters: clients.models=cnn:1,cnn:2 have no parame"),
         (["clients.models=cnn:1,cnn:2", "meta.source=prototypes"], "meta.source=prototypes: these clients' experts read no fe"),
-        (["method=fedproxx"], "method=fedproxx: must be one of mosaic, fedavg_finetune, fedavg, fedprox, fedbn, fedrs, hetero"),
+        (["method=fedproxx"], "method=fedproxx: must be one of mosaic, fedavg_finetune, fedavg, fedprox, fedbn, fedrs, fedavgm"),
     ],
 )  # fmt: skip
 def test_clients_that_the_method_has_no_place_for_are_refused_by_field_value_and_remedy(

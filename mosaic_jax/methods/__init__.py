@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from mosaic_jax.methods.fedadam import fedadam
 from mosaic_jax.methods.fedavg import fedavg
 from mosaic_jax.methods.fedavg_finetune import fedavg_finetune
+from mosaic_jax.methods.fedavgm import fedavgm
 from mosaic_jax.methods.fedbn import fedbn
 from mosaic_jax.methods.federated_dropout import federated_dropout
 from mosaic_jax.methods.fedprox import fedprox
@@ -12,6 +14,7 @@ from mosaic_jax.methods.fedrs import fedrs
 from mosaic_jax.methods.heterofl import heterofl
 from mosaic_jax.methods.mosaic import mosaic
 from mosaic_jax.methods.rounds import rounds
+from mosaic_jax.methods.scaffold import scaffold
 from mosaic_jax.stages.federation import Federation
 from mosaic_jax.stages.problem import Problem
 from mosaic_jax.stages.stage import Stage
@@ -21,6 +24,9 @@ FEDERATIONS: dict[str, Callable[[Problem], Federation]] = {
     "fedprox": fedprox,
     "fedbn": fedbn,
     "fedrs": fedrs,
+    "fedavgm": fedavgm,
+    "fedadam": fedadam,
+    "scaffold": scaffold,
     "heterofl": heterofl,
     "fedrolex": fedrolex,
     "federated_dropout": federated_dropout,

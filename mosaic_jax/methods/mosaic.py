@@ -8,7 +8,7 @@ from mosaic_jax.stages.best_rounds import best_rounds
 from mosaic_jax.stages.distill import Teacher, distill_stage
 from mosaic_jax.stages.experts import experts_stage
 from mosaic_jax.stages.federated import federated_stage
-from mosaic_jax.stages.federation import Federation
+from mosaic_jax.stages.federation import Federation, mean_of_models
 from mosaic_jax.stages.generators import auxiliary_stage, generators_stage, needs_classifier
 from mosaic_jax.stages.meta import meta_stage
 from mosaic_jax.stages.problem import Problem, warmup_participation, with_networks
@@ -50,7 +50,7 @@ def mosaic(
     """
     federation = federation or Federation()
     federation = federation if client_loss is None else federation._replace(loss=client_loss)
-    federation = federation if aggregate is None else federation._replace(aggregate=aggregate)
+    federation = federation if aggregate is None else federation._replace(aggregate=mean_of_models(aggregate))
     problem = with_networks(problem, classifier, generator, meta_model)
     problem = problem if expert_weights is None else problem._replace(expert_weights=expert_weights)
     config, student = problem.config, problem.student

@@ -1,5 +1,6 @@
 """Federated rounds: warm-up, fine-tuning and every federated method are this stage with other numbers and hooks."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,17 +13,18 @@ from mosaic_jax.data.sampling import batch_indices
 from mosaic_jax.mapping import AXIS, REPLICATED, SHARDED, for_each_client
 from mosaic_jax.rng import key_at, key_of
 from mosaic_jax.stages.evaluation import evaluate_clients, federated_validation
-from mosaic_jax.stages.federation import Federation, personal_leaves
-from mosaic_jax.stages.groups import Group, in_client_order
-from mosaic_jax.stages.local_rounds import Cohort, group_prototypes, held_channels, local_round, received
+from mosaic_jax.stages.federation import Federation, Uploads, bytes_of_a_round, personal_leaves
+from mosaic_jax.stages.groups import Group
+from mosaic_jax.stages.local_rounds import Cohort, held_channels, local_round, received, rows, with_rows
 from mosaic_jax.stages.participation import Participation
 from mosaic_jax.stages.problem import Problem
+from mosaic_jax.stages.prototype_rounds import with_prototypes
+from mosaic_jax.stages.server_rounds import server_round
 from mosaic_jax.stages.stage import Judged, Outputs, Records, Stage
 from mosaic_jax.stages.static_batch_norm import static_batch_norm
-from mosaic_jax.steps import submodels
-from mosaic_jax.steps.client_update import client_optimizer
 from mosaic_jax.steps.prototypes import Prototypes
-from mosaic_jax.trees import broadcast, num_bytes, stack, where
+from mosaic_jax.steps.submodels import Channels
+from mosaic_jax.trees import broadcast, stack
 from mosaic_jax.types import PyTree, Series, Variables
 
 
@@ -35,13 +37,17 @@ class FederatedState(NamedTuple):
     personal: of each group, leaves [C_g, ...] that stay on the clients, [] where there are none.
     prototypes: features f32[R, C, K, P, D], valid bool[R, C, K, P] of the last R rounds, P of each class kept; R = 0 where none
     are asked for.
+    server_states: of each architecture, what the method keeps at the server; client_states: of each group, leaves [C_g, ...],
+    what it keeps at the clients; () where it keeps nothing.
     """
 
     servers: tuple[Variables, ...]
     clients: tuple[Variables, ...]
-    held: tuple[submodels.Channels, ...]
+    held: tuple[Channels, ...]
     personal: tuple[list[jax.Array], ...]
     prototypes: Prototypes
+    server_states: tuple[PyTree, ...]
+    client_states: tuple[PyTree, ...]
 
 
 class FederatedInputs(NamedTuple):
@@ -74,120 +80,14 @@ def federated_stage(
     received, in eval mode. start_from: picks the first models of the server, one for each architecture of `groups`, out of
     earlier outputs; None is fresh ones. groups: those that take part; None is all.
     """
-    config = problem.config
     groups = problem.groups if groups is None else groups
-    kinds = sorted({group.architecture for group in groups})
-    optimizer = client_optimizer(learning_rate, config.warmup.weight_decay)
-    parts = Participation(config, groups, name, num_rounds, num_full_rounds)
-    keeps_clients = start_from is None and parts.keeps_clients
-    sizes = jnp.asarray(problem.num_samples, jnp.float32)
+    config, kinds = problem.config, sorted({group.architecture for group in groups})
+    participation = Participation(config, groups, name, num_rounds, num_full_rounds)
     num_banks = num_full_rounds if prototypes else 0
-    shape = (num_banks, problem.num_clients, problem.num_classes, problem.kept_prototypes)
+    rounds = _Rounds(problem, name, num_rounds, learning_rate, federation, num_banks, start_from, groups, kinds, participation)
     data = problem.train_arrays()
-
-    def server_of(group: Group, servers: tuple[Variables, ...]) -> Variables:
-        return servers[kinds.index(group.architecture)]
-
-    def fresh(kind: int) -> Variables:
-        return problem.architectures[kind].classifier.init(key_at(problem.root, "model" if kind == 0 else f"model/{kind}"))
-
-    def first(group: Group, server: Variables) -> tuple[Variables, submodels.Channels]:
-        """What the clients of a group receive in round 0."""
-        held = stack([held_channels(problem, federation, group, name, 0, client) for client in group.clients])
-        if not held:
-            return broadcast(server, len(group.clients)), held
-        return for_each_client(lambda own, whole: received(problem, federation, group, whole, own, []), (held,), (server,)), held
-
-    def inputs_of(outputs: Outputs) -> PyTree:
-        if start_from is None:
-            return ()
-        before = zip(problem.groups, outputs["warmup"].personal, strict=True)
-        return FederatedInputs(start_from(outputs), tuple(kept for group, kept in before if any(group is each for each in groups)))
-
-    def init(inputs: PyTree) -> FederatedState:
-        servers = tuple(map(fresh, kinds)) if start_from is None else inputs.servers
-        clients, held = zip(*(first(group, server_of(group, servers)) for group in groups), strict=True)
-        bank = Prototypes(jnp.zeros((*shape, problem.feature_size)), jnp.zeros(shape, bool))
-        personal = tuple(personal_leaves(federation, own) for own in clients) if start_from is None else inputs.personal
-        return FederatedState(servers, *((clients, held) if keeps_clients else ((), ())), personal, bank)
-
-    def host(inputs: PyTree, start: int) -> tuple[Cohort, ...]:
-        def of_group(clients: np.ndarray, arrives: np.ndarray) -> Cohort:
-            indices = batch_indices(
-                [problem.splits.train[client] for client in clients], client_ids=clients, seed=config.seed, stage=name,
-                start=start * config.warmup.num_local_steps, num_steps=config.warmup.num_local_steps,
-                batch_size=config.warmup.batch_size, order=config.warmup.order,
-            )  # fmt: skip
-            return Cohort(clients.astype(np.int32), indices, arrives.astype(np.float32))
-
-        drawn = parts.round(start)
-        return tuple(of_group(*each) for each in zip(drawn.clients, drawn.arrives, strict=True))
-
-    def run(
-        state: FederatedState, inputs: PyTree, data: tuple, cohorts: tuple[Cohort, ...], start: jax.Array, stop: jax.Array
-    ) -> tuple[FederatedState, Series]:
-        own = [_rows(group, cohort, kept) for group, cohort, kept in zip(groups, cohorts, state.personal, strict=True)]
-        sent, held, losses = zip(
-            *(
-                local_round(problem, federation, group, name, optimizer, cohort, kept, server_of(group, state.servers), data, start)
-                for group, cohort, kept in zip(groups, cohorts, own, strict=True)
-            ),
-            strict=True,
-        )
-        # At each client's own place: a loss that is not finite is named by its client.
-        loss, done = jnp.zeros((problem.num_clients, 1)), jnp.zeros((problem.num_clients, 1), bool)
-        for cohort, means in zip(cohorts, losses, strict=True):
-            loss, done = loss.at[cohort.clients, 0].set(means), done.at[cohort.clients, 0].set(True)
-
-        def latest(old: tuple, new: tuple) -> tuple:
-            missing = parts.some_are_missing
-            return tuple(_updated(*each, missing) for each in zip(groups, cohorts, old, new, strict=True))
-
-        bank = state.prototypes
-        if prototypes and sum(len(cohort.clients) for cohort in cohorts) == problem.num_clients:
-
-            def collect(bank: Prototypes) -> Prototypes:
-                found = [
-                    group_prototypes(problem, federation, group, cohort, kept, places, server_of(group, state.servers), data, start)
-                    for group, cohort, kept, places in zip(groups, cohorts, own, held, strict=True)
-                ]
-                slot = start - (num_rounds - num_banks)
-                return jax.tree.map(lambda rounds, new: rounds.at[slot].set(new), bank, in_client_order(groups, found))
-
-            bank = jax.lax.cond(start >= num_rounds - num_banks, collect, lambda bank: bank, bank)
-        weights = [sizes[cohort.clients] * cohort.arrives for cohort in cohorts]
-        servers = tuple(
-            _mean(
-                problem, federation, kind, old, parts.some_are_missing,
-                [each for group, *each in zip(groups, cohorts, sent, held, weights, strict=True) if group.architecture == kind],
-            )
-            for kind, old in zip(kinds, state.servers, strict=True)
-        )  # fmt: skip
-        kept = (latest(state.clients, sent), latest(state.held, held)) if keeps_clients else ((), ())
-        personal = latest(state.personal, tuple(personal_leaves(federation, models) for models in sent))
-        return FederatedState(servers, *kept, personal, bank), Series({"loss": loss}, done)
-
-    has_validation = any(len(v) for v in problem.splits.validation)
-    judged = kinds if has_validation else []
-    validate = [federated_validation(problem, problem.architectures[kind].classifier) for kind in judged]
-    # The first is the student's network, if clients have it.
-    names = ["validation", *(f"validation/{problem.architectures[kind].name}" for kind in kinds[1:])]
-    estimate = static_batch_norm(problem, name, kinds, groups, host, data) if federation.static_batch_norm else None
-
-    def watch(state: FederatedState, inputs: PyTree, step: int) -> tuple[FederatedState, Records]:
-        if estimate is not None:
-            state = state._replace(servers=estimate(state.servers, max(min(step, num_rounds - 1), 0)))
-        return state, {name: float(of_kind(server)) for name, of_kind, server in zip(names, validate, state.servers, strict=False)}
-
-    def traffic(state: FederatedState) -> dict[str, int]:
-        shapes = [jax.eval_shape(group.classifier.init, key_of(0)) for group in groups]
-        each = [num_bytes(shape) - num_bytes(personal_leaves(federation, shape)) for shape in shapes]
-        begun, arrived = parts.counts()
-        sent = int(np.sum(state.prototypes.valid)) * (problem.feature_size + 1) * 4
-        return {"up": int(np.dot(arrived, each)) + sent, "down": int(np.dot(begun, each))}
-
-    own = "global" if start_from is None else "finetuned"
-    models = tuple(own if kind == 0 else f"{own} {problem.architectures[kind].name}" for kind in kinds)
+    owner = "global" if start_from is None else "finetuned"
+    models = tuple(owner if kind == 0 else f"{owner} {problem.architectures[kind].name}" for kind in kinds)
 
     def predict(outputs: Outputs, images: jax.Array) -> dict[str, jax.Array]:
         of_kinds = zip(models, kinds, outputs[name].servers, strict=True)
@@ -195,50 +95,149 @@ def federated_stage(
 
     return Stage(
         name=name, unit="round", num_steps=num_rounds, segment=1, save_every=config.checkpoint.every_rounds,
-        sharding=FederatedState(REPLICATED, SHARDED, SHARDED, SHARDED, PartitionSpec(None, AXIS)),
-        inputs=inputs_of, init=init, host=host, data=data, run=run, watch=watch, watch_every=config.evaluation.every_rounds,
-        output=lambda state, inputs: state, traffic=traffic, notices=parts.notices,
-        judged=Judged(models, predict), hands_over=models[0],
-        judge_clients=(lambda outputs: evaluate_clients(problem, outputs[name].clients)) if keeps_clients else None,
+        sharding=FederatedState(REPLICATED, SHARDED, SHARDED, SHARDED, PartitionSpec(None, AXIS), REPLICATED, SHARDED),
+        inputs=rounds.inputs, init=rounds.init, host=rounds.host, data=data, run=rounds.run, watch=_watch(rounds, data),
+        watch_every=config.evaluation.every_rounds, output=lambda state, inputs: state, traffic=rounds.traffic,
+        notices=participation.notices, judged=Judged(models, predict), hands_over=models[0],
+        judge_clients=(lambda outputs: evaluate_clients(problem, outputs[name].clients)) if rounds.keeps_clients else None,
     )  # fmt: skip
 
 
-def _rows(group: Group, cohort: Cohort, stacked: PyTree) -> PyTree:
-    """Of leaves [C_g, ...] the rows of the cohort's clients, [M, ...]."""
-    if len(cohort.clients) == len(group.clients):
-        return stacked
-    rows = jnp.searchsorted(jnp.asarray(group.clients), cohort.clients)
-    return jax.tree.map(lambda leaf: leaf[rows], stacked)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rounds:
+    """The functions of the stage. num_banks: rounds with prototypes; kinds: positions of the architectures of its groups."""
+
+    problem: Problem
+    name: str
+    num_rounds: int
+    learning_rate: float
+    federation: Federation
+    num_banks: int
+    start_from: Callable[[Outputs], tuple[Variables, ...]] | None
+    groups: tuple[Group, ...]
+    kinds: list[int]
+    participation: Participation
+
+    @property
+    def keeps_clients(self) -> bool:
+        return self.start_from is None and self.participation.keeps_clients
+
+    def inputs(self, outputs: Outputs) -> PyTree:
+        if self.start_from is None:
+            return ()
+        before = zip(self.problem.groups, outputs["warmup"].personal, strict=True)
+        kept = tuple(personal for group, personal in before if any(group is each for each in self.groups))
+        return FederatedInputs(self.start_from(outputs), kept)
+
+    def init(self, inputs: PyTree) -> FederatedState:
+        problem, federation = self.problem, self.federation
+        servers = tuple(map(self._fresh, self.kinds)) if self.start_from is None else inputs.servers
+        clients, held = zip(*(self._first(group, servers[self._place(group)]) for group in self.groups), strict=True)
+        shape = (self.num_banks, problem.num_clients, problem.num_classes, problem.kept_prototypes)
+        bank = Prototypes(jnp.zeros((*shape, problem.feature_size)), jnp.zeros(shape, bool))
+        fresh = self.start_from is None
+        personal = tuple(personal_leaves(federation, models) for models in clients) if fresh else inputs.personal
+        ones = [jax.tree.map(lambda leaf: leaf[0], models) for models in clients]
+        carried = [broadcast(federation.init_client(one), len(group.clients)) for group, one in zip(self.groups, ones, strict=True)]
+        kept = (clients, held) if self.keeps_clients else ((), ())
+        return FederatedState(servers, *kept, personal, bank, tuple(map(federation.init_server, servers)), tuple(carried))
+
+    def host(self, inputs: PyTree, start: int) -> tuple[Cohort, ...]:
+        problem, warmup = self.problem, self.problem.config.warmup
+
+        def of_group(clients: np.ndarray, arrives: np.ndarray) -> Cohort:
+            indices = batch_indices(
+                [problem.splits.train[client] for client in clients], client_ids=clients, seed=problem.config.seed,
+                stage=self.name, start=start * warmup.num_local_steps, num_steps=warmup.num_local_steps,
+                batch_size=warmup.batch_size, order=warmup.order,
+            )  # fmt: skip
+            return Cohort(clients.astype(np.int32), indices, arrives.astype(np.float32))
+
+        drawn = self.participation.round(start)
+        return tuple(of_group(*each) for each in zip(drawn.clients, drawn.arrives, strict=True))
+
+    def run(
+        self, state: FederatedState, inputs: PyTree, data: tuple, cohorts: tuple[Cohort, ...], start: jax.Array, stop: jax.Array
+    ) -> tuple[FederatedState, Series]:
+        problem, federation, missing = self.problem, self.federation, self.participation.some_are_missing
+        messages = [federation.server_message(each) for each in state.server_states]
+        personal = [rows(*each) for each in zip(self.groups, cohorts, state.personal, strict=True)]
+        carried = [rows(*each) for each in zip(self.groups, cohorts, state.client_states, strict=True)]
+        ends = [
+            local_round(
+                problem, federation, group, self.name, self.learning_rate, cohort, *kept, state.servers[self._place(group)],
+                messages[self._place(group)], data, start,
+            )
+            for group, cohort, *kept in zip(self.groups, cohorts, personal, carried, strict=True)
+        ]  # fmt: skip
+        # At each client's own place: a loss that is not finite is named by its client.
+        loss, done = jnp.zeros((problem.num_clients, 1)), jnp.zeros((problem.num_clients, 1), bool)
+        for cohort, end in zip(cohorts, ends, strict=True):
+            loss, done = loss.at[cohort.clients, 0].set(end.losses), done.at[cohort.clients, 0].set(True)
+
+        def latest(old: tuple, new: list) -> tuple:
+            return tuple(with_rows(*each, missing) for each in zip(self.groups, cohorts, old, new, strict=True))
+
+        models, held = [end.models for end in ends], [end.channels for end in ends]
+        bank, of_groups = state.prototypes, [state.servers[self._place(group)] for group in self.groups]
+        if self.num_banks and sum(len(cohort.clients) for cohort in cohorts) == problem.num_clients:
+            first = self.num_rounds - self.num_banks
+            bank = with_prototypes(problem, federation, self.groups, cohorts, personal, held, of_groups, data, start, bank, first)
+        sizes = jnp.asarray(problem.num_samples, jnp.float32)
+        states, servers = server_round(
+            problem, federation, self.kinds, self.groups, state.server_states, state.servers,
+            [Uploads(cohort.clients, end.models, end.channels, end.messages, self._total(group))
+             for group, cohort, end in zip(self.groups, cohorts, ends, strict=True)],
+            [sizes[cohort.clients] * cohort.arrives for cohort in cohorts], missing,
+            key_at(problem.root, f"{self.name}/server", start),
+        )  # fmt: skip
+        kept = (latest(state.clients, models), latest(state.held, held)) if self.keeps_clients else ((), ())
+        personal = latest(state.personal, [personal_leaves(federation, sent) for sent in models])
+        carried = latest(state.client_states, [end.client_states for end in ends])
+        return FederatedState(servers, *kept, personal, bank, states, carried), Series({"loss": loss}, done)
+
+    def traffic(self, state: FederatedState) -> dict[str, int]:
+        of_init = [jax.eval_shape(kind.classifier.init, key_of(0)) for kind in self.problem.architectures]
+        shapes = [(of_init[group.architecture], jax.eval_shape(group.classifier.init, key_of(0))) for group in self.groups]
+        up, down = zip(*(bytes_of_a_round(self.federation, *each) for each in shapes), strict=True)
+        begun, arrived = self.participation.counts()
+        prototypes = int(np.sum(state.prototypes.valid)) * (self.problem.feature_size + 1) * 4
+        return {"up": int(np.dot(arrived, up)) + prototypes, "down": int(np.dot(begun, down))}
+
+    def _place(self, group: Group) -> int:
+        return self.kinds.index(group.architecture)
+
+    def _fresh(self, kind: int) -> Variables:
+        key = key_at(self.problem.root, "model" if kind == 0 else f"model/{kind}")
+        return self.problem.architectures[kind].classifier.init(key)
+
+    def _first(self, group: Group, server: Variables) -> tuple[Variables, Channels]:
+        """What the clients of a group receive in round 0."""
+        problem, federation = self.problem, self.federation
+        held = stack([held_channels(problem, federation, group, self.name, 0, client) for client in group.clients])
+        if not held:
+            return broadcast(server, len(group.clients)), held
+        return for_each_client(lambda own, whole: received(problem, federation, group, whole, own, []), (held,), (server,)), held
+
+    def _total(self, group: Group) -> jax.Array:
+        """The images of all clients of a group's architecture."""
+        same = [each.clients for each in self.groups if each.architecture == group.architecture]
+        return jnp.sum(jnp.asarray(self.problem.num_samples, jnp.float32)[np.concatenate(same)])
 
 
-def _updated(group: Group, cohort: Cohort, old: PyTree, new: PyTree, some_are_missing: bool) -> PyTree:
-    """Leaves [C_g, ...] with the new rows [M, ...] of the clients whose work arrives."""
-    if some_are_missing:
+def _watch(rounds: _Rounds, data: tuple) -> Callable[[FederatedState, PyTree, int], tuple[FederatedState, Records]]:
+    """Looks at the servers' models: static BatchNorm taken anew where the method has it, and federated validation."""
+    problem, kinds = rounds.problem, rounds.kinds
+    judged = kinds if any(len(v) for v in problem.splits.validation) else []
+    validate = [federated_validation(problem, problem.architectures[kind].classifier) for kind in judged]
+    # The first is the student's network, if clients have it.
+    names = ["validation", *(f"validation/{problem.architectures[kind].name}" for kind in kinds[1:])]
+    static = rounds.federation.static_batch_norm
+    estimate = static_batch_norm(problem, rounds.name, kinds, rounds.groups, rounds.host, data) if static else None
 
-        def kept(before: jax.Array, after: jax.Array) -> jax.Array:
-            return jnp.where(cohort.arrives.reshape(-1, *(1,) * (after.ndim - 1)) > 0, after, before)
+    def watch(state: FederatedState, inputs: PyTree, step: int) -> tuple[FederatedState, Records]:
+        if estimate is not None:
+            state = state._replace(servers=estimate(state.servers, max(min(step, rounds.num_rounds - 1), 0)))
+        return state, {name: float(of_kind(server)) for name, of_kind, server in zip(names, validate, state.servers, strict=False)}
 
-        new = jax.tree.map(kept, _rows(group, cohort, old), new)
-    if len(cohort.clients) == len(group.clients):
-        return new
-    rows = jnp.searchsorted(jnp.asarray(group.clients), cohort.clients)
-    return jax.tree.map(lambda leaf, own: leaf.at[rows].set(own), old, new)
-
-
-def _mean(
-    problem: Problem, federation: Federation, kind: int, old: Variables, some_are_missing: bool, sent: list[list]
-) -> Variables:
-    """The server's new model of an architecture out of its groups' (cohort, models, channels, weights)."""
-    axes = problem.architectures[kind].axes
-    if federation.channels is not None:
-        new = submodels.aggregate(old, [submodels.Sent(*each[1:]) for each in sent], axes)
-        if not federation.heads_by_class:
-            return new
-        holds = jnp.asarray(problem.label_counts > 0, jnp.float32)
-        by_class = [submodels.Sent(*each, weights[:, None] * holds[cohort.clients]) for cohort, *each, weights in sent]
-        return new._replace(params=new.params | {"linear": submodels.aggregate_heads(old, by_class, axes)})
-    ((_, models, _, weights),) = sent
-    if not some_are_missing:
-        return federation.aggregate(models, weights)
-    any_arrived = jnp.sum(weights) > 0
-    return where(any_arrived, federation.aggregate(models, jnp.where(any_arrived, weights, 1.0)), old)
+    return watch

@@ -1,22 +1,19 @@
-"""A federated round at the clients of one group: local steps, and prototypes of what they see."""
+"""A federated round at the clients of one group."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mosaic_jax.mapping import for_each_client
-from mosaic_jax.models.channels import feature_space
 from mosaic_jax.rng import client_key, key_at
-from mosaic_jax.stages.federation import Federation, with_personal
+from mosaic_jax.stages.federation import Federation, LocalWork, with_personal
 from mosaic_jax.stages.groups import Group
 from mosaic_jax.stages.problem import Problem
-from mosaic_jax.steps.client_update import client_update
-from mosaic_jax.steps.prototypes import Prototypes, class_prototypes
-from mosaic_jax.steps.submodels import Channels, extract, pad_features
-from mosaic_jax.types import Batch, Variables
+from mosaic_jax.steps.client_update import client_optimizer, client_update
+from mosaic_jax.steps.submodels import Channels, extract
+from mosaic_jax.types import Batch, PyTree, Variables
 
 
 class Cohort(NamedTuple):
@@ -26,6 +23,28 @@ class Cohort(NamedTuple):
     clients: np.ndarray
     indices: np.ndarray
     arrives: np.ndarray
+
+
+def rows(group: Group, cohort: Cohort, stacked: PyTree) -> PyTree:
+    """Of leaves [C_g, ...] the rows of the cohort's clients, [M, ...]."""
+    if len(cohort.clients) == len(group.clients):
+        return stacked
+    places = jnp.searchsorted(jnp.asarray(group.clients), cohort.clients)
+    return jax.tree.map(lambda leaf: leaf[places], stacked)
+
+
+def with_rows(group: Group, cohort: Cohort, old: PyTree, new: PyTree, some_are_missing: bool) -> PyTree:
+    """Leaves [C_g, ...] with the new rows [M, ...] of the clients whose work arrives."""
+    if some_are_missing:
+
+        def kept(before: jax.Array, after: jax.Array) -> jax.Array:
+            return jnp.where(cohort.arrives.reshape(-1, *(1,) * (after.ndim - 1)) > 0, after, before)
+
+        new = jax.tree.map(kept, rows(group, cohort, old), new)
+    if len(cohort.clients) == len(group.clients):
+        return new
+    places = jnp.searchsorted(jnp.asarray(group.clients), cohort.clients)
+    return jax.tree.map(lambda leaf, row: leaf.at[places].set(row), old, new)
 
 
 def held_channels(
@@ -46,65 +65,54 @@ def received(
     return with_personal(federation, own, personal)
 
 
+class LocalRounds(NamedTuple):
+    """What the clients of a cohort end a round with, stacked: the models that they send, the channels i32[M, n] that these have,
+    what they carry on and send beside (see `Federation.update_client`), and their mean losses f32[M]."""
+
+    models: Variables
+    channels: Channels
+    client_states: PyTree
+    messages: PyTree
+    losses: jax.Array
+
+
 def local_round(
     problem: Problem,
     federation: Federation,
     group: Group,
     stage: str,
-    optimizer: optax.GradientTransformation,
+    learning_rate: float,
     cohort: Cohort,
     personal: list[jax.Array],
+    client_states: PyTree,
     server: Variables,
+    server_message: PyTree,
     data: tuple,
     round_: jax.Array,
-) -> tuple[Variables, Channels, jax.Array]:
-    """T local steps of each client of the cohort -> models [M, ...], the channels i32[M, n] that they have, mean losses f32[M].
+) -> LocalRounds:
+    """T local steps of each client of the cohort.
 
-    personal: the clients' own leaves, [M, ...]; data: all training images and labels.
+    personal, client_states: what the clients keep, [M, ...]; data: all training images and labels.
     """
     key = key_at(problem.root, stage, round_)
     label_counts = jnp.asarray(problem.label_counts, jnp.float32)[cohort.clients]
+    warmup = problem.config.warmup
+    optimizer = client_optimizer(learning_rate, warmup.weight_decay)
 
-    def one(indices: jax.Array, client: jax.Array, counts: jax.Array, own: list, server: Variables, *data: jax.Array) -> tuple:
+    def one(
+        indices: jax.Array, client: jax.Array, counts: jax.Array, own: list, carried: PyTree, server: Variables, message: PyTree,
+        *data: jax.Array,
+    ) -> LocalRounds:  # fmt: skip
         images, labels = data
         held = held_channels(problem, federation, group, stage, round_, client)
         start = received(problem, federation, group, server, held, own)
         batches = Batch(images[indices], labels[indices])
         own_key = client_key(key, client)
         sent, info = client_update(
-            group.classifier, start, batches, own_key, optimizer, problem.preprocess, counts, federation.loss
+            group.classifier, start, batches, own_key, optimizer, problem.preprocess, counts, federation.loss, carried, message
         )
-        return sent, held, jnp.mean(info.loss)
+        work = LocalWork(start, sent, carried, message, warmup.num_local_steps, learning_rate)
+        return LocalRounds(sent, held, *federation.update_client(work), jnp.mean(info.loss))
 
-    return for_each_client(one, (cohort.indices, cohort.clients, label_counts, personal), (server, *data), problem.client_plan)
-
-
-def group_prototypes(
-    problem: Problem, federation: Federation, group: Group, cohort: Cohort, personal: list[jax.Array], held: Channels,
-    server: Variables, data: tuple, round_: jax.Array,
-) -> Prototypes:  # fmt: skip
-    """Class prototypes [M, K, P, D] of the cohort's clients on the round's batches, in the features of the received model.
-
-    A narrower client has features of its own channels only: others are 0, for its head is the whole head's rows at those.
-    """
-    config = problem.config
-    key = key_at(problem.root, "prototypes", round_)
-
-    def clusters(
-        indices: jax.Array, client: jax.Array, own: list, held: Channels, server: Variables, images: jax.Array, labels: jax.Array
-    ) -> Prototypes:
-        start = received(problem, federation, group, server, held, own)
-        features = jax.lax.map(lambda i: group.classifier.features(start, problem.decode(images[i]), False)[0], indices)
-        found = class_prototypes(
-            client_key(key, client), features.reshape(-1, features.shape[-1]), labels[indices].reshape(-1),
-            problem.num_classes, config.prototypes.per_class, config.prototypes.kmeans_steps,
-        )  # fmt: skip
-        kept = Prototypes(found.features[:, : problem.kept_prototypes], found.valid[:, : problem.kept_prototypes])
-        if not held:
-            return kept
-        architecture = problem.architectures[group.architecture]
-        space = feature_space(architecture.axes)
-        return kept._replace(features=pad_features(kept.features, held[space], architecture.sizes[space]))
-
-    found = for_each_client(clusters, (cohort.indices, cohort.clients, personal, held), (server, *data), problem.client_plan)
-    return found._replace(valid=found.valid & (cohort.arrives > 0)[:, None, None])
+    mapped = (cohort.indices, cohort.clients, label_counts, personal, client_states)
+    return for_each_client(one, mapped, (server, server_message, *data), problem.client_plan)

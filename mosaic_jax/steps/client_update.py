@@ -17,7 +17,8 @@ class Local(NamedTuple):
     """What a client's loss may look at.
 
     logits: f32[B, K], labels: i32[B] and features: f32[B, D] of the batch; params: the client's; received: those that it began the
-    round with; label_counts: f32[K], the client's images of each class.
+    round with; label_counts: f32[K], the client's images of each class; client_state: what the client carries from round to round,
+    server_message: what came down with the model, both () unless the method has them.
     """
 
     logits: jax.Array
@@ -26,6 +27,8 @@ class Local(NamedTuple):
     received: PyTree
     label_counts: jax.Array
     features: jax.Array
+    client_state: PyTree = ()
+    server_message: PyTree = ()
 
 
 ClientLoss = Callable[[Local], jax.Array]
@@ -80,11 +83,13 @@ def client_update(
     preprocess: Preprocess,
     label_counts: jax.Array,
     loss: ClientLoss = plain_loss,
+    client_state: PyTree = (),
+    server_message: PyTree = (),
 ) -> tuple[Variables, ClientInfo]:
     """T local steps from the received variables: theta <- theta - lr (grad loss + wd theta), one scan.
 
     batches: images u8[T, B, 32, 32, 3] and labels i32[T, B]; preprocess(key, images u8[B, ...]) -> f32[B, ...];
-    label_counts: f32[K] of the client, for the losses that look at them.
+    label_counts: f32[K] of the client, client_state, server_message: for the losses that look at them.
     Returns the client's variables (BatchNorm statistics moved) and the losses. Source: paper's warm-up, FedAvg.
     """
 
@@ -93,7 +98,8 @@ def client_update(
         batch = Batch(preprocess(jax.random.fold_in(key, index), batch.images), batch.labels)
 
         def of_batch(logits: jax.Array, params: PyTree, features: jax.Array) -> jax.Array:
-            return loss(Local(logits, batch.labels, params, variables.params, label_counts, features))
+            received = variables.params
+            return loss(Local(logits, batch.labels, params, received, label_counts, features, client_state, server_message))
 
         moved, opt_state, value = sgd_step(classifier, *carry, batch, optimizer, of_batch)
         return (moved, opt_state), value
