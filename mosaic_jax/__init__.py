@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 # Every public name, by the module that has it.
 _PLACES: dict[str, tuple[str, ...]] = {
     # configurations, problems, runs
-    "settings": ("ConfigError",),
+    "settings": ("ConfigError", "setting"),
     "config": ("Config",),
     "api": ("Outputs", "Run", "build_problem", "evaluate", "load_config", "open_run", "run"),
     "driving": ("Drive", "NonFiniteLoss", "Segment"),
@@ -33,6 +33,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "stages.experts": ("experts_stage",),
     "stages.meta": ("meta_stage",),
     "stages.distill": ("distill_stage",),
+    # parts of one's own, by name
+    "plugins": (
+        "load_plugin", "register_federation", "register_generator", "register_meta_model", "register_method", "register_network",
+        "register_partition", "register_source",
+    ),
     # pure steps, for one client or one batch
     "steps.client_update": ("Local", "client_optimizer", "client_update", "plain_loss", "sgd_step"),
     "steps.generator_step": ("GanLosses", "GanState", "generator_step", "init_gan", "sample_images"),
@@ -50,7 +55,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "rng": ("client_key", "key_at", "key_of"),
     # data and networks
     "data.partition": ("partition",),
-    "models": ("build_classifier", "build_discriminator", "build_generator", "build_meta_model"),
+    "models": ("build_classifier", "build_discriminator", "build_generator", "build_meta_model", "flax_classifier"),
     "types": (
         "Batch", "Classifier", "Dataset", "Discriminator", "Generator", "MetaModel", "Partition", "Series", "Splits", "Variables",
     ),

@@ -12,10 +12,12 @@ from mosaic_jax import config_io, jax_settings, restored
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.driving import Drive, Segment
 from mosaic_jax.io.console import Console
+from mosaic_jax.io.datasets import check_dataset
 from mosaic_jax.io.datasets.pixels import VIEWER, pixels
 from mosaic_jax.methods import METHODS, stages_of
 from mosaic_jax.methods.mosaic import mosaic
 from mosaic_jax.planning.fitting import fitted_problem
+from mosaic_jax.plugins import load_plugins
 from mosaic_jax.stages.evaluation import evaluate_models
 from mosaic_jax.stages.problem import Problem
 from mosaic_jax.stages.stage import Stage
@@ -32,11 +34,15 @@ class Outputs(dict[str, PyTree]):
         self.stages = tuple(stages)
 
 
-def load_config(path: str | Path, assignments: Iterable[str] = (), *, preset: str | None = None) -> Config:
+def load_config(
+    path: str | Path, assignments: Iterable[str] = (), *, preset: str | None = None, plugins: Iterable[str | Path] = ()
+) -> Config:
     """The Config that a Python file's get_config() returns, under a preset and then each `NAME=VALUE` of assignments.
 
-    Raises ConfigError, one line naming the file or the setting, its value and what is valid.
+    plugins: files that register parts which the configuration may name. Raises ConfigError, one line naming the file or the
+    setting, its value and what is valid.
     """
+    load_plugins(plugins)
     return config_io.resolve(path, preset, assignments)
 
 
@@ -47,27 +53,8 @@ def build_problem(config: Config, dataset: Dataset | None = None) -> Problem:
     Raises ConfigError for data or settings with which no stage could run.
     """
     if dataset is not None:
-        _check(dataset, config.data.image_size)
+        check_dataset(dataset, config.data.image_size)
     return fitted_problem(config, Console(quiet=True), dataset=dataset)[0]
-
-
-def _check(dataset: Dataset, size: int) -> None:
-    """Raises ConfigError for arrays that are no data set of images of this size."""
-    num_classes = len(dataset.class_names)
-    for use in ("train", "test"):
-        images, labels = (np.asarray(getattr(dataset, f"{use}_{what}")) for what in ("images", "labels"))
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise ConfigError(
-                f"Dataset.{use}_images: {images.dtype}{list(images.shape)}; must be uint8[N, {size}, {size}, 3] for "
-                f"data.image_size={size}"
-            )
-        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-            raise ConfigError(f"Dataset.{use}_labels: {labels.dtype}{list(labels.shape)}; must be integers [{len(images)}]")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-            raise ConfigError(
-                f"Dataset.{use}_labels: from {labels.min()} to {labels.max()}; must be 0 to {num_classes - 1}, as class_names has "
-                f"{num_classes}"
-            )
 
 
 @jax_settings.fixed()
@@ -140,11 +127,13 @@ def _batches(images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         yield np.concatenate([batch, filled])
 
 
-def open_run(directory: str | Path, *, data_dir: str | None = None) -> Run:
+def open_run(directory: str | Path, *, data_dir: str | None = None, plugins: Iterable[str | Path] = ()) -> Run:
     """A run that `mosaic-jax train` made, read back from its checkpoints; data_dir: where its data are, if they have moved.
 
-    Raises ConfigError where there is none, or nothing of it is finished.
+    plugins: files that register what its configuration names. Raises ConfigError where there is no run, nothing of it is finished,
+    or a plugin is not the one that it was made with.
     """
+    load_plugins(plugins)
     directory = Path(directory)
     problem, outputs = restored.restore(directory, Console(quiet=True), data_dir)
     return Run(directory, problem.config, problem, Outputs(stages_of(problem), outputs.items()))

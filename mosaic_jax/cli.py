@@ -11,26 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic_jax import __version__
+from mosaic_jax.argument_checks import (
+    check_directory,
+    check_leaderboard,
+    check_picture,
+    check_processes,
+    check_run_dir,
+    check_stage,
+    default_run_dir,
+    results_of,
+)
 from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import one_line, resolve, resolve_seeds
+from mosaic_jax.config_io import resolve, resolve_seeds
 from mosaic_jax.parser import (
     Parser,
     add_comparison,
     add_leaderboard,
     add_preparation,
     add_results,
+    add_run_dir,
     add_settings,
     add_training,
-    check_directory,
-    check_leaderboard,
-    check_picture,
-    check_processes,
-    check_run_dir,
-    default_run_dir,
     in_words,
-    results_of,
 )
 from mosaic_jax.plain_text import fitting, plain, say
+from mosaic_jax.plugins import load_plugins
+from mosaic_jax.python_files import one_line
 from mosaic_jax.rows import rows_of
 from mosaic_jax.settings import describe
 
@@ -64,19 +70,11 @@ def build_parser() -> Parser:
         add_settings(each)
         each.add_argument("--seed", metavar="N", help="the same as --set seed=N")
     add_training(train)
-
-    prepare = command("prepare", run_prepare, "bring a data set into the data directory, and list the files it can be made from")
-    add_preparation(prepare)
-
+    add_preparation(command("prepare", run_prepare, "bring a data set into the data directory, and list what it can be made from"))
     evaluate = command("evaluate", run_evaluate, "evaluate every model of a run again, from its checkpoints alone")
     sample = command("sample", run_sample, "draw images from the generator of each client")
     report = command("report", run_report, "write RUN_DIR/report.html from the files in the run directory")
-    for each in (evaluate, sample, report):
-        each.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    for each in (evaluate, sample):
-        each.add_argument("--data-dir", metavar="DIR", help="where the run's data are, if they have moved")
-    sample.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the picture goes")
-    sample.add_argument("--num", type=int, default=64, metavar="N", help="images of each client (default: 64)")
+    add_run_dir(evaluate, sample, report)
     for each in (train, compare, evaluate, sample):
         each.add_argument("--no-compilation-cache", action="store_true", help="neither read nor keep compiled programs")
     for each in (train, compare, evaluate):
@@ -104,6 +102,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     configs = (resolve(*source),) if arguments.seeds is None else resolve_seeds(*source, arguments.seeds)
     seed = configs[0].seed if arguments.seeds is None else [config.seed for config in configs]
     run_dir = arguments.run_dir or default_run_dir(arguments.config, arguments.preset, seed)
+    check_stage(arguments.stop_after, configs[0])
     check_directory("--run-dir", run_dir)
     check_directory("--profile", arguments.profile)
     check_processes(arguments)
@@ -229,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit status: 0 done, 2 a bad argument, setting or place, 4 no memory; training: 3, 128 + signal."""
     try:
         arguments = build_parser().parse(sys.argv[1:] if argv is None else list(argv))
+        load_plugins(getattr(arguments, "plugins", ()))
         status = arguments.run(arguments)
         print(end="", flush=True)  # a reader that has gone is noticed here and not at interpreter exit
         return status

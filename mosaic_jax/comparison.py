@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mosaic_jax import jax_settings, processes, runner
 from mosaic_jax.config import Config, DataConfig
@@ -85,18 +86,19 @@ def check_problems(runs: Sequence[tuple[Row, Config]], console: Console) -> None
         return
     most = max((config for _, config in runs), key=lambda config: num_cpu_devices(config.mapping, config.partition.num_clients))
     create_cpu_devices(most.mapping, most.partition.num_clients)
-    datasets: dict[DataConfig, Dataset] = {}
+    datasets: dict[tuple[DataConfig, Any], Dataset] = {}
     estimated: set[str] = set()
     for row, config in runs:
-        if config.data not in datasets:
-            datasets[config.data] = dataset_of(config.data, console)
+        source = (config.data, config.section_of(config.data.source))
+        if source not in datasets:
+            datasets[source] = dataset_of(config, console)
         # Turning images, or making them noisy, takes long and cannot fail.
         plain = with_values(config, {"partition.feature_rotation": 0.0, "partition.feature_noise": 0.0})
         if row.label in estimated:  # memory is that of the row's other seeds, but for a few images
-            build_problem(plain, datasets[config.data], read_table(config.partition, datasets[config.data].class_names))
+            build_problem(plain, datasets[source], read_table(config.partition, datasets[source].class_names))
             continue
         estimated.add(row.label)
-        problem, stages = fitted_problem(plain, Console(quiet=True), dataset=datasets[config.data], kernels=False)
+        problem, stages = fitted_problem(plain, Console(quiet=True), dataset=datasets[source], kernels=False)
         check(problem, stages, lambda warning: None)  # each run says its own
 
 

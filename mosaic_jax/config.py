@@ -4,13 +4,21 @@ Imports no JAX: the command line answers argument errors before JAX is loaded.
 """
 
 import dataclasses
+from typing import Any
 
-from mosaic_jax.sections import (
-    FEDERATED,
+from mosaic_jax.config_checks import check_together
+from mosaic_jax.registry import (
+    FEDERATIONS,
+    GENERATORS,
+    META_MODELS,
+    METHODS,
     NETWORKS,
-    WHOLE,
-    WIDTH_NETWORKS,
-    WIDTHS,
+    PARTITIONS,
+    SOURCES,
+    Registry,
+    sections,
+)
+from mosaic_jax.sections import (
     CheckpointConfig,
     ClientsConfig,
     DataConfig,
@@ -31,11 +39,9 @@ from mosaic_jax.sections import (
     ScaffoldConfig,
     WarmupConfig,
 )
-from mosaic_jax.settings import ConfigError, checked, setting, settings, show
-from mosaic_jax.sources import unknown_source
+from mosaic_jax.settings import ConfigError, checked, setting, settings
 
 __all__ = [
-    "FEDERATED",
     "PLACEMENT",
     "CheckpointConfig",
     "ClientsConfig",
@@ -68,9 +74,9 @@ class Config:
     seed: int = setting(0, "every random draw derives from it", low=0, high=2**31 - 1)
     method: str = setting(
         "mosaic",
-        "mosaic; fedavg_finetune: its warm-up and low-rate rounds, nothing between; others: warmup + finetune rounds of that "
-        "federated method, all at the warm-up rate",
-        choices=("mosaic", "fedavg_finetune", *FEDERATED),
+        "mosaic; fedavg_finetune: its warm-up and low-rate rounds, nothing between; a federated method: warmup + finetune rounds "
+        "of it, all at the warm-up rate",
+        choices=METHODS,
     )
     experts: str = setting(
         "auto",
@@ -102,17 +108,41 @@ class Config:
     mapping: MappingConfig = dataclasses.field(default_factory=MappingConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    # Sections that were registered with a method, a network or another part: (name, section); read as config.NAME.
+    extra: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        given = dict(self.extra)
+        object.__setattr__(self, "extra", tuple((name, given.get(name) or kind()) for name, kind in sections().items()))
         for each in settings(self):
             section, _, leaf = each.name.rpartition(".")
             object.__setattr__(getattr(self, section) if section else self, leaf, checked(each))
         check_together(self)
 
+    def __getattr__(self, name: str) -> Any:
+        for section, values in self.__dict__.get("extra", ()):
+            if section == name:
+                return values
+        raise AttributeError(f"{type(self).__name__} has no setting or section {name!r}")
+
+    def section_of(self, name: str) -> Any:
+        """The section that was registered with a name; None where there is none."""
+        return dict(self.extra).get(name)
+
+    @property
+    def named(self) -> tuple[tuple[Registry, str], ...]:
+        """What this configuration names, and in which registry."""
+        return (
+            (METHODS, self.method), (FEDERATIONS, self.federated), (NETWORKS, self.model.name),
+            *((NETWORKS, text.partition(":")[0]) for text in self.clients.models),
+            (GENERATORS, self.generator.name), (META_MODELS, self.meta.name),
+            (PARTITIONS, self.partition.kind), (SOURCES, self.data.source.partition(":")[0]),
+        )  # fmt: skip
+
     @property
     def federated(self) -> str:
         """The federated method of the rounds."""
-        return self.method if self.method in FEDERATED else self.warmup.method
+        return self.method if self.method in FEDERATIONS else self.warmup.method
 
     @property
     def client_models(self) -> tuple[ModelConfig, ...]:
@@ -156,79 +186,3 @@ def _network(text: str, norm: str) -> ModelConfig:
     if name not in NETWORKS or not width.isdecimal() or int(width) < 1:
         raise ConfigError(f"clients.models={text}: must be NAME:WIDTH as in cnn:16, NAME one of {', '.join(NETWORKS)}")
     return ModelConfig(name, int(width), norm)
-
-
-def check_together(config: Config) -> None:
-    """Raises ConfigError, one line with the field, the value and what is valid, for settings that do not go together."""
-    if complaint := unknown_source(config.data.source):
-        raise ConfigError(f"data.source={config.data.source}: {complaint}")
-    if 0.0 in config.data.std and any(config.data.std):
-        raise ConfigError(f"data.std={show(config.data.std)}: must be above 0 in all channels, or 0,0,0 for the data set's own")
-    if config.partition.kind == "table" and not config.partition.table:
-        raise ConfigError("partition.table=: partition.kind=table needs a CSV file; name it with partition.table=FILE.csv")
-    cohort, num_clients = config.warmup.clients_per_round, config.partition.num_clients
-    if cohort > num_clients:
-        raise ConfigError(
-            f"warmup.clients_per_round={cohort}: must be at most partition.num_clients={num_clients}; use 0 for all of them"
-        )
-    strengths = config.distill.label_prior
-    if not strengths or len(set(strengths)) < len(strengths):
-        raise ConfigError(f"distill.label_prior={show(strengths)}: must be different strengths; use 0 for no prior")
-    _check_clients(config)
-
-
-def _check_scaffold(config: Config) -> None:
-    """Raises ConfigError for a stage of rounds whose clients would not move."""
-    stages = ("warmup", "finetune") if config.method != config.federated and config.finetune.num_rounds else ("warmup",)
-    for stage in stages:
-        if config.federated == "scaffold" and getattr(config, stage).client_learning_rate == 0:
-            raise ConfigError(
-                f"{stage}.client_learning_rate=0: scaffold takes the clients' gradients from their moves divided by it; "
-                "set it above 0"
-            )
-
-
-def _check_batch_norm(config: Config) -> None:
-    """Raises ConfigError where a method or a loss reads BatchNorm of networks that have none."""
-    without = next((model for model in config.client_models if not model.has_batch_norm), None)
-    if without is None:
-        return
-    kind = f"{without.name} with model.norm={without.norm}" if without.name in WIDTH_NETWORKS else without.name
-    if config.federated == "fedbn":
-        raise ConfigError(f"method=fedbn: {kind} has no BatchNorm to keep at the clients; use fedavg")
-    if config.method == "mosaic" and config.generator.inversion_weight > 0:
-        raise ConfigError(
-            f"generator.inversion_weight={config.generator.inversion_weight:g}: {kind} has no BatchNorm statistics to hold images "
-            "against; set it to 0"
-        )
-
-
-def _check_clients(config: Config) -> None:
-    """Raises ConfigError for clients that differ in a way that the method, or their number, has no place for."""
-    clients, num = config.clients, config.partition.num_clients
-    rates, models = show(clients.rates), show(clients.models)
-    if clients.rates and clients.rho:
-        raise ConfigError(f"clients.rho={clients.rho}: clients.rates gives rates already; use one of the two")
-    if clients.rates and len(clients.rates) != num:
-        raise ConfigError(f"clients.rates={rates}: {len(clients.rates)} rates for partition.num_clients={num}; give one for each")
-    if len(clients.models) > num:
-        raise ConfigError(f"clients.models={models}: more networks than partition.num_clients={num}; give at most one for each")
-    several = len(set(config.client_models)) > 1
-    whole = next((model.name for model in config.client_models if model.name not in WIDTH_NETWORKS), None)
-    if config.federated in WIDTHS and whole is not None:
-        raise ConfigError(
-            f"method={config.federated}: {whole} has no narrower forms to give to clients; use one of "
-            f"{', '.join(WIDTH_NETWORKS)}, or a method of {', '.join(WHOLE)}"
-        )
-    _check_batch_norm(config)
-    _check_scaffold(config)
-    if min(config.client_rates) < 1 and config.federated not in WIDTHS:
-        field = "method" if config.method in FEDERATED else "warmup.method"
-        given = f"clients.rho={clients.rho}" if clients.rho else f"clients.rates={rates}"
-        raise ConfigError(
-            f"{given}: {field}={config.federated} gives every client the whole network; set {field} to one of {', '.join(WIDTHS)}"
-        )
-    if several and config.experts == "parameters":
-        raise ConfigError(f"experts=parameters: clients.models={models} have no parameters in common; use experts=logits")
-    if config.meta.source == "prototypes" and not config.experts_share_features:
-        raise ConfigError("meta.source=prototypes: these clients' experts read no features in common; use meta.source=generated")

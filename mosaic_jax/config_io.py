@@ -3,79 +3,40 @@
 Imports no JAX, so that every argument error is answered at once.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import json
-import sys
 import types
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mosaic_jax import registry
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.json_file import read_json
+from mosaic_jax.plugins import RECORDS, check_recorded, plugins_of, unused_sections
 from mosaic_jax.presets import PRESETS
+from mosaic_jax.python_files import run_file
 from mosaic_jax.settings import Setting, item_types, settings, show, valid_values
 from mosaic_jax.sources import absolute, path_of
+
+# Settings that are no part of the hash at their default: configurations from before there were any keep theirs.
+YOUNGER = {"generator.name": "dcgan", "meta.name": "attention"}
 
 
 def load_config_file(path: str | Path) -> Config:
     """The Config that `get_config()` of a Python file returns; raises ConfigError naming the file if there is none.
 
-    The file is run as Python runs a script: it may import its neighbours.
+    The file is run as Python runs a script: it may import its neighbours, plugins among them.
     """
-    path = Path(path)
-    if not path.is_file():
-        known = sorted(str(file) for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), known, 1)
-        raise ConfigError(f"config file {path}: not found" + (f"; did you mean {near[0]}?" if near else ""))
-    module = types.ModuleType("mosaic_jax_config")
-    module.__file__ = str(path)
-    try:
-        with _among_neighbours(module, path.resolve().parent):
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-            make = getattr(module, "get_config", None)
-            config = make() if callable(make) else None
-    except ConfigError as error:
-        raise ConfigError(f"config file {path}: {error}") from error
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"config file {path}: {one_line(error)}; install it, or put it beside the file") from error
-    except (Exception, SystemExit) as error:  # whatever a user's file raises is that file's error
-        raise ConfigError(f"config file {path}: {type(error).__name__}: {one_line(error)}") from error
-    if not callable(make):
+    made = run_file(Path(path), "config file", "mosaic_jax_config", "get_config")
+    if isinstance(made, types.ModuleType):
         raise ConfigError(f"config file {path}: has no get_config(); it must define `def get_config() -> Config:`")
-    if not isinstance(config, Config):
-        raise ConfigError(f"config file {path}: get_config() returned a {type(config).__name__}, not a mosaic_jax.config.Config")
-    return config
-
-
-@contextlib.contextmanager
-def _among_neighbours(module: types.ModuleType, directory: Path) -> Iterator[None]:
-    """A block in which a module is known, as dataclasses need it, and imports look into a directory first.
-
-    Modules that it imported from there are forgotten: a file of the same name in another directory is another one.
-    """
-    before = set(sys.modules)
-    sys.modules[module.__name__] = module
-    sys.path.insert(0, str(directory))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(directory))
-        for name in set(sys.modules) - before:
-            first, file = name.partition(".")[0], getattr(sys.modules[name], "__file__", None) or ""
-            if first not in before and file.startswith((f"{directory / first}.", f"{directory / first}/")):
-                del sys.modules[name]
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks."""
-    return " ".join(str(error).split())
+    if not isinstance(made, Config):
+        raise ConfigError(f"config file {path}: get_config() returned a {type(made).__name__}, not a mosaic_jax.config.Config")
+    return made
 
 
 def resolve(
@@ -118,7 +79,7 @@ def apply_preset(config: Config, name: str) -> Config:
 
 def apply_overrides(config: Config, assignments: Iterable[str]) -> Config:
     """`config` after each `NAME=VALUE`, the value read by the field's type; later ones win."""
-    known = {setting.name: setting for setting in settings(config)}
+    known = _known(config)
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -173,15 +134,23 @@ def parse(setting: Setting, text: str) -> Any:
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """`config` with other values under dotted names; raises ConfigError for an unknown name or a value that is not valid."""
-    known = {setting.name: setting for setting in settings(config)}
+    known = _known(config)
     changes: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, leaf = find(name, known).name.rpartition(".")
         (sections.setdefault(section, {}) if section else changes)[leaf] = value
+    fields = {field.name for field in dataclasses.fields(config)}
+    registered = {name: kind() for name, kind in registry.sections().items()} | dict(config.extra)
     for section, inner in sections.items():
-        changes[section] = dataclasses.replace(getattr(config, section), **inner)
-    return dataclasses.replace(config, **changes)
+        of = changes if section in fields else registered
+        of[section] = dataclasses.replace(getattr(config, section) if section in fields else registered[section], **inner)
+    return dataclasses.replace(config, **changes, extra=tuple(registered.items()))
+
+
+def _known(config: Config) -> dict[str, Setting]:
+    """Every setting by name, those too that were registered after the configuration was made."""
+    return {setting.name: setting for setting in settings(dataclasses.replace(config))}
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -194,19 +163,30 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted names to values, in the order of declaration."""
-    return {setting.name: setting.value for setting in settings(config)}
+    """Dotted names to values, in the order of declaration; without registered sections of what the configuration does not name."""
+    unused = unused_sections(config)
+    return {each.name: each.value for each in settings(config) if each.name.partition(".")[0] not in unused}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dictionaries that JSON can hold; `from_dict` reads them back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """Nested plain dictionaries that JSON can hold; `from_dict` reads them back.
+
+    What plugins bring is there where the configuration names it: their sections, and under "plugins" their files and digests.
+    """
+    values = dataclasses.asdict(config)
+    unused = unused_sections(config)
+    values |= {name: section for name, section in values.pop("extra") if name not in unused}
+    if plugins := plugins_of(config):
+        values["plugins"] = [plugin._asdict() for plugin in plugins]
+    return json.loads(json.dumps(values))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
     """The Config of `to_dict`'s dictionaries; a missing name keeps its default, an unknown one raises ConfigError."""
     dotted: dict[str, Any] = {}
     for name, value in values.items():
+        if name == "plugins":
+            continue
         if isinstance(value, Mapping):
             dotted |= {f"{name}.{leaf}": inner for leaf, inner in value.items()}
         else:
@@ -220,22 +200,31 @@ def save_json(config: Config, path: Path) -> None:
 
 
 def load_json(path: Path) -> Config:
-    """The Config of a run directory's config.json; raises ConfigError if the file cannot be read as one."""
-    values = read_json(path, {}, "restore the file, or name another run")
+    """The Config of a run directory's config.json; raises ConfigError if the file cannot be read as one, or a plugin that it needs
+    is missing or another one."""
+    values = read_json(path, {"plugins?": RECORDS}, "restore the file, or name another run")
     try:
+        check_recorded(values.get("plugins") or ())
         return from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
 def config_hash(config: Config) -> str:
-    """16 hexadecimal digits that change with any setting."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    """16 hexadecimal digits that change with any setting and with what a plugin's file holds, wherever that is."""
+    values = to_dict(config)
+    for name, default in YOUNGER.items():
+        section, _, leaf = name.partition(".")
+        if values[section][leaf] == default:
+            del values[section][leaf]
+    for plugin in values.get("plugins", ()):
+        del plugin["path"]
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(old: Config, new: Config, leave_out: Collection[str] = ()) -> list[str]:
     """`name=old, not new` for every setting, but those left out, in which two configurations differ."""
-    other = flatten(new)
-    differing = [(name, value) for name, value in flatten(old).items() if value != other[name] and name not in leave_out]
-    return [f"{name}={show(value)}, not {show(other[name])}" for name, value in differing]
+    one, other = ({each.name: each.value for each in settings(config)} for config in (old, new))
+    names = [name for name in one if name in flatten(old) | flatten(new) and name not in leave_out]
+    return [f"{name}={show(one[name])}, not {show(other[name])}" for name in names if one[name] != other[name]]

@@ -5,12 +5,13 @@ Imports no JAX, so that every argument error is answered at once.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mosaic_jax.config import FEDERATED, Config, ConfigError
+from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.config_io import flatten, resolve_seeds, with_values
+from mosaic_jax.registry import METHODS, sections
 
 # What a fair table of Mosaic needs beside it: its federated method with the same extra rounds, the low-rate rounds alone, a teacher
 # that is the uniform ensemble of the clients, experts without the meta model, and a teacher without the prior of an image's client.
@@ -22,17 +23,12 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "no_prior": {"distill.label_prior": (0.0,)},
 }
 
-# Settings that matter to a method from one of its stages on, by stage; of the settings named anywhere here, those that a method
-# does not name matter to it nowhere. All other settings matter to every stage, and to a method that is not here all do.
-READ_FROM: dict[str, dict[str, tuple[str, ...]]] = {
-    "mosaic": {
-        "warmup": ("warmup.method", "prototypes", "meta.source"), "auxiliary": ("generator",), "generators": (),
-        "experts": ("experts",), "meta": ("meta",), "distill": ("distill",), "finetune": ("finetune",),
-    },
-    "fedavg_finetune": {"warmup": ("warmup.method",), "finetune": ("finetune",)},
-    **{method: {"warmup": ("finetune.num_rounds",)} for method in FEDERATED},
-}  # fmt: skip
-LATER = ("warmup.method", *FEDERATED, "prototypes", "generator", "experts", "meta", "distill", "finetune")
+# Settings that matter to the methods only as far as they declare it (`Entry.reads`): from the stage on that names them, or nowhere.
+# All others matter to every stage, and to a method that declares nothing all do.
+LATER = (
+    "warmup.method", "fedprox", "fedrs", "fedavgm", "fedadam", "scaffold", "prototypes", "generator", "experts", "meta", "distill",
+    "finetune",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -109,11 +105,14 @@ def _check_labels(rows: Sequence[Row]) -> None:
 def stage_settings(config: Config) -> dict[str, dict[str, Any]]:
     """Of each stage the method and every setting that it or a stage before it depends on, `auto` resolved, the seed among them.
 
-    Empty for a method that READ_FROM does not know: its stages are nobody else's.
+    Empty for a method that does not say what its stages read: they are nobody else's.
     """
+    reads = METHODS.entry(config.method).reads or {}
     values, found = flatten(config) | {"experts": config.expert_space, "meta.source": config.meta_source}, {}
-    counted = {name: value for name, value in values.items() if not _of(name, LATER)}
-    for stage, names in READ_FROM.get(config.method, {}).items():
+    # A section of a plugin's that no stage names matters to all.
+    later = {*LATER, *(name for names in reads.values() for name in names if name.partition(".")[0] in sections())}
+    counted = {name: value for name, value in values.items() if not _of(name, later)}
+    for stage, names in reads.items():
         names = (*names, config.federated)  # and the section of the federated method, where it has one
         counted = counted | {name: value for name, value in values.items() if _of(name, names)}
         found[stage] = counted
@@ -135,7 +134,7 @@ def identity(config: Config) -> str:
     return _hash(settings_that_count(config))
 
 
-def _of(name: str, names: Sequence[str]) -> bool:
+def _of(name: str, names: Collection[str]) -> bool:
     """Whether a setting is one of `names`, or of a section that is."""
     return name in names or name.partition(".")[0] in names
 

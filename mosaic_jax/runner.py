@@ -12,7 +12,7 @@ import numpy as np
 
 from mosaic_jax import jax_settings, processes
 from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import config_hash, one_line
+from mosaic_jax.config_io import config_hash, did_you_mean
 from mosaic_jax.data.partition import describe
 from mosaic_jax.driving import Drive, NonFiniteLoss, Segment
 from mosaic_jax.io import computation, metrics, run_directory, stacked_choice
@@ -35,6 +35,7 @@ from mosaic_jax.parser import REMEDIES
 from mosaic_jax.planning.fitting import fitted_problem
 from mosaic_jax.planning.limit import check, choice, remedies
 from mosaic_jax.planning.memory import common_capacity
+from mosaic_jax.python_files import one_line
 from mosaic_jax.results import results_of, save_samples
 from mosaic_jax.signals import Interrupted, catch_signals
 from mosaic_jax.stages.problem import Problem
@@ -119,7 +120,7 @@ def train(
             names = [stage.name for stage in stages_of(problem)]
             if stop_after is not None and stop_after not in names:
                 has = f"method {config.method} has no such stage; its stages are {', '.join(names)}"
-                raise ConfigError(f"--stop-after {stop_after}: {has}")
+                raise ConfigError(f"--stop-after {stop_after}: {has}{did_you_mean(stop_after, names)}")
         processes.check_same_data(" ".join(found.values()))
         kernels = stacked_choice.settle(config, run_dir, console.message)
         with processes.together():
@@ -179,7 +180,7 @@ def _try_place(run_dir: Path) -> None:
 
 def prepare(config: Config, console: Console, there: int | None = None) -> tuple[Problem, dict[str, str]]:
     """The problem of a configuration, and the digests of its data. there: as in `fit`."""
-    dataset = dataset_of(config.data, console)
+    dataset = dataset_of(config, console)
     problem, stages = fitted_problem(config, console, dataset=dataset, there=there)
     sizes = problem.num_samples
     console.message(

@@ -2,23 +2,17 @@
 
 import dataclasses
 
+from mosaic_jax.registry import FEDERATIONS, GENERATORS, META_MODELS, NETWORKS, PARTITIONS
 from mosaic_jax.settings import setting
-from mosaic_jax.sources import SOURCES
+from mosaic_jax.sources import forms
 
-# Methods that are federated rounds and nothing else: those in which every client has the whole network, and those that give a
-# narrower client some channels of it.
-WHOLE = ("fedavg", "fedprox", "fedbn", "fedrs", "fedavgm", "fedadam", "scaffold")
-WIDTHS = ("heterofl", "fedrolex", "federated_dropout")
-FEDERATED = WHOLE + WIDTHS
 MOST_CLIENTS = MOST_ROUNDS = 10**6  # all are counted before a run begins
 MOST_IN_A_BATCH = 2**16  # images: far more than memory holds; the pixels of 2^19 of 64x64 overflow 32 bits
-WIDTH_NETWORKS = ("cnn", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # that have narrower forms, and norms
-NETWORKS = (*WIDTH_NETWORKS, "vit")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = setting("digits", " | ".join(SOURCES))
+    source: str = setting("digits", " | ".join(forms()))
     dir: str = setting(
         "", "where prepared data sets and official files are, and where a folder or an .npz file is looked for that is not where "
         "data.source says; empty is $TFDS_DATA_DIR or ~/tensorflow_datasets",
@@ -60,7 +54,7 @@ class PartitionConfig:
     kind: str = setting(
         "dirichlet_unbalanced",
         "how training images are dealt to clients",
-        choices=("iid", "dirichlet_unbalanced", "dirichlet_balanced", "shards", "quantity_skew", "table"),
+        choices=PARTITIONS,
     )
     alpha: float = setting(0.1, "Dirichlet concentration of three kinds; smaller is more heterogeneous", low=1e-6)
     num_clients: int = setting(10, "number of clients", low=1, high=MOST_CLIENTS)
@@ -101,7 +95,7 @@ class ModelConfig:
 
     @property
     def has_batch_norm(self) -> bool:
-        return self.name in WIDTH_NETWORKS and self.norm == "batch"
+        return NETWORKS.entry(self.name).batch_norm and self.norm == "batch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +120,7 @@ class ClientsConfig:
 @dataclasses.dataclass(frozen=True)
 class WarmupConfig:
     method: str = setting(
-        "fedavg", "federated method of the rounds that a method of several stages begins and ends with", choices=FEDERATED
+        "fedavg", "federated method of the rounds that a method of several stages begins and ends with", choices=FEDERATIONS
     )
     num_rounds: int = setting(300, "federated rounds before the generators", low=1, high=MOST_ROUNDS)
     num_local_steps: int = setting(10, "SGD steps of each client in a round", low=1)
@@ -145,6 +139,7 @@ class WarmupConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig:
+    name: str = setting("dcgan", "the network of every client's generator", choices=GENERATORS)
     num_steps: int = setting(1000, "GAN steps of every client, whatever its size", low=0)
     num_epochs: int = setting(0, "if positive, passes over the client's data instead of num_steps (public code: 200)", low=0)
     batch_size: int = setting(64, "real and generated images of one step", low=2, high=MOST_IN_A_BATCH)
@@ -202,6 +197,7 @@ class PrototypesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MetaConfig:
+    name: str = setting("attention", "the model that mixes the class experts", choices=META_MODELS)
     num_steps: int = setting(250, "Adam steps of the meta model", low=0)
     batch_size: int = setting(128, "prototypes of one step", low=1, high=MOST_IN_A_BATCH)
     source: str = setting(

@@ -8,8 +8,10 @@ import difflib
 import math
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
+
+from mosaic_jax.registry import sections
 
 
 class ConfigError(ValueError):
@@ -20,7 +22,7 @@ def setting(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: Collection[Any] = (),
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
@@ -42,18 +44,26 @@ class Setting(typing.NamedTuple):
 
 
 def settings(config: Any) -> Iterator[Setting]:
-    """Every setting of a Config, in the order of declaration."""
+    """Every setting of a Config, in the order of declaration, those of registered sections last."""
     types = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not dataclasses.is_dataclass(types[field.name]):
+        if field.name == "extra":
+            for name, section in value:
+                yield from of_section(name, section, sections()[name])
+        elif dataclasses.is_dataclass(types[field.name]):
+            yield from of_section(field.name, value, types[field.name])
+        else:
             yield Setting(field.name, value, types[field.name], field)
-            continue
-        if not isinstance(value, types[field.name]):
-            raise ConfigError(f"{field.name}={value!r}: must be a {types[field.name].__name__}")
-        inner_types = typing.get_type_hints(types[field.name])
-        for inner in dataclasses.fields(value):
-            yield Setting(f"{field.name}.{inner.name}", getattr(value, inner.name), inner_types[inner.name], inner)
+
+
+def of_section(name: str, section: Any, kind: type) -> Iterator[Setting]:
+    """Every setting of one section; raises ConfigError where it is none of its class."""
+    if not isinstance(section, kind):
+        raise ConfigError(f"{name}={section!r}: must be a {kind.__name__}")
+    types = typing.get_type_hints(kind)
+    for field in dataclasses.fields(section):
+        yield Setting(f"{name}.{field.name}", getattr(section, field.name), types[field.name], field)
 
 
 def show(value: Any) -> str:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from mosaic_jax.registry import SOURCES, Entry
+
 Channels = tuple[float, float, float]
 
 
@@ -60,7 +62,15 @@ def benchmark_of(source: str) -> Benchmark | None:
     return next((found for found in BENCHMARKS.values() if kind == "tfds" and found.tfds == name), None)
 
 
-SOURCES = ("digits", *BENCHMARKS, "tfds:NAME", "folder:PATH", "npz:PATH")
+# What stands behind the colon, of kinds that need it.
+PLACES = {"tfds": "NAME", "folder": "PATH", "npz": "PATH"}
+for _name in ("digits", *BENCHMARKS, *PLACES):
+    SOURCES.add(_name, Entry("io.datasets:read", built_in=True))
+
+
+def forms() -> tuple[str, ...]:
+    """What a data.source may be, a plugin's sources among them."""
+    return tuple(f"{name}:{PLACES[name]}" if name in PLACES else name for name in SOURCES)
 
 
 def absolute(path: str) -> Path:
@@ -77,8 +87,8 @@ def path_of(source: str) -> Path | None:
 def unknown_source(source: str) -> str:
     """What is wrong with a data.source by its form alone, with the nearest one that there is; empty if nothing is."""
     kind, colon, rest = source.partition(":")
-    if source == "digits" or source in BENCHMARKS or (kind in ("tfds", "folder", "npz") and rest):
+    if (kind in PLACES and rest) or (source in SOURCES and source not in PLACES):
         return ""
-    starts = {form.partition(":")[0] + ":" * (":" in form): form for form in SOURCES}
+    starts = {form.partition(":")[0] + ":" * (":" in form): form for form in forms()}
     near = difflib.get_close_matches(kind + colon, starts, 1)
-    return f"must be one of {', '.join(SOURCES)}" + (f"; did you mean {starts[near[0]]}?" if near else "")
+    return f"must be one of {', '.join(forms())}" + (f"; did you mean {starts[near[0]]}?" if near else "")

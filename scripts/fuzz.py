@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic_jax.config import Config
-from mosaic_jax.sections import WIDTHS
+from mosaic_jax.registry import FEDERATIONS, having
 from mosaic_jax.settings import settings, show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +134,7 @@ OFTEN = ("method", "warmup.method", "experts", "partition.kind")
 # What needs files, what a machine may lack, what only slows a CPU down; and what is drawn below, by the number of clients.
 LEFT_ALONE = (
     "data.source", "data.dir", "data.image_size", "partition.table", "precision", "mapping.convolution",
-    "clients.models", "clients.rates",
+    "clients.models", "clients.rates", "generator.name", "meta.name",
 )  # fmt: skip
 
 
@@ -146,14 +146,14 @@ def drawn(seed: int, index: int) -> dict[str, str]:
         choices = (False, True) if isinstance(setting.value, bool) else setting.field.metadata["choices"]
         often = 0.6 if setting.name in OFTEN else 0.2
         if setting.name not in LEFT_ALONE and dice.random() < often:
-            values[setting.name] = dice.choice(NARROWED.get(setting.name, choices) or POOLS[setting.name])
+            values[setting.name] = dice.choice(tuple(NARROWED.get(setting.name, choices) or POOLS[setting.name]))
     num = values["partition.num_clients"]
     if dice.random() < 0.3:
         values["clients.models"] = tuple(f"{_network(dice)}:{dice.randint(1, 3)}" for _ in range(dice.randint(1, 3)))
     if dice.random() < 0.3:
         values["clients.rates"] = tuple(dice.choice((1.0, 0.5, 0.1)) for _ in range(dice.choice((num, num, num, num + 1))))
         # Most methods refuse them.
-        values[dice.choice(("method", "warmup.method"))] = dice.choice(WIDTHS)
+        values[dice.choice(("method", "warmup.method"))] = dice.choice(having(FEDERATIONS, "narrower"))
     return {name: show(value) for name, value in values.items()}
 
 

@@ -11,12 +11,12 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # A room imports from rooms of lower rank, and from itself where it is a folder.
 RANKS = {
-    "__init__": 0, "sources": 0, "settings": 0, "plain_text": 0, "sections": 1, "json_file": 1, "types": 2, "config": 2,
-    "presets": 2, "config_io": 3, "parser": 4, "rows": 4, "rng": 3, "jax_settings": 3, "trees": 3, "processes": 3, "signals": 3,
-    "seed_statistics": 3,
-    "ops": 4, "losses": 5, "models": 5, "data": 5, "mapping": 5, "devices": 5, "programs": 6, "steps": 6, "stages": 7, "driving": 8,
-    "methods": 8, "io": 9, "results": 10, "planning": 10, "runner": 11, "restored": 12, "seeds": 12, "comparison": 12,
-    "leaderboard": 12, "api": 13, "cli": 13, "__main__": 14,
+    "__init__": 0, "registry": 0, "plain_text": 0, "sources": 1, "settings": 1, "sections": 2, "json_file": 2, "python_files": 2,
+    "config_checks": 2, "types": 3, "config": 3, "presets": 3, "plugins": 4, "config_io": 5, "parser": 6, "argument_checks": 6,
+    "rows": 6, "rng": 5, "jax_settings": 5, "trees": 5, "processes": 5, "signals": 5, "seed_statistics": 5, "ops": 6, "losses": 7,
+    "models": 7, "data": 7, "mapping": 7, "devices": 7, "programs": 8, "steps": 8, "stages": 9, "driving": 10, "methods": 10,
+    "io": 11, "results": 12, "planning": 12, "runner": 13, "restored": 14, "seeds": 14, "comparison": 14, "leaderboard": 14,
+    "api": 15, "cli": 15, "__main__": 16,
 }  # fmt: skip
 NEVER_IN_IO = ("runner", "planning", "cli", "methods", "stages")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mosaic_jax import cli
+from mosaic_jax.argument_checks import default_run_dir
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import to_dict
 from mosaic_jax.io.console import Console
@@ -43,7 +44,7 @@ BAD_ARGUMENTS = [
     (["train", "--config", DIGITS, "--set", "warmup.num_round=3"], "did you mean warmup.num_rounds?"),
     (["train", "--config", DIGITS, "--set", "seed=1", "warmup.batch_size=0"], "must be a whole number, from 1 to 65536"),
     (["train", "--config", DIGITS, "--seed", "x"], "seed=x: must be a whole number"),
-    (["train", "--config", DIGITS, "--stop-after", "warm"], "invalid choice: 'warm'"),
+    (["train", "--config", DIGITS, "--stop-after", "warm"], "method mosaic has no such stage; its stages are warmup, "),
     (["train", "--config", DIGITS, "--run-dir", DIGITS], "is a file; name a directory"),
     (["train", "--config", DIGITS, "more"], "unrecognized arguments: more"),
     (["train", "--config", DIGITS, "--profile", DIGITS], "is a file; name a directory"),
@@ -127,7 +128,7 @@ def test_the_config_command_prints_the_resolved_configuration_with_help(capsys: 
 
 @pytest.mark.parametrize(("preset", "name"), [(None, "runs/digits-seed3"), ("reference", "runs/digits-reference-seed3")])
 def test_a_run_directory_is_named_after_config_preset_and_seed(preset: str | None, name: str) -> None:
-    assert cli.default_run_dir("configs/digits.py", preset, 3) == Path(name)
+    assert default_run_dir("configs/digits.py", preset, 3) == Path(name)
 
 
 @pytest.fixture

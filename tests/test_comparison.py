@@ -1,6 +1,7 @@
 """A comparison: every run is the one it would be alone, equal stages are trained once, the table is means and deviations."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -24,8 +25,8 @@ from mosaic_jax.io.datasets import load
 from mosaic_jax.io.metrics import MetricsLog
 from mosaic_jax.io.reuse import take
 from mosaic_jax.io.run_directory import write_config
-from mosaic_jax.methods import stages_of
-from mosaic_jax.rows import CONTROLS, LATER, READ_FROM, Row, identity, rows_of, stage_keys
+from mosaic_jax.methods import METHODS, stages_of
+from mosaic_jax.rows import CONTROLS, LATER, Row, identity, rows_of, stage_keys
 from mosaic_jax.stages.distill import DistillInputs, distill_stage, teacher_logits
 from mosaic_jax.stages.federated import FederatedState
 from mosaic_jax.stages.problem import build_problem
@@ -211,7 +212,7 @@ def test_a_stage_of_other_clients_and_a_stage_that_is_not_finished_are_not_taken
     log.close()
 
 
-@pytest.mark.parametrize("method", READ_FROM)
+@pytest.mark.parametrize("method", METHODS)
 def test_stage_keys_are_of_the_stages_that_the_method_has(method: str) -> None:
     local = {"classifier": "local", "inversion_weight": 1.0}
     config = tiny(method=method, generator=local)
@@ -246,8 +247,8 @@ def test_a_setting_changes_the_keys_of_the_stages_from_the_first_that_reads_it()
     assert {name.partition(".")[0] for name in flatten(Config())} >= {name.partition(".")[0] for name in LATER}
 
 
-def test_a_method_that_the_table_does_not_know_shares_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(READ_FROM, "fedavg")
+def test_a_method_that_does_not_say_what_its_stages_read_shares_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS._rows, "fedavg", dataclasses.replace(METHODS.entry("fedavg"), reads=None))
     assert stage_keys(small()) == {}
     assert identity(small()) == identity(small()) != identity(small(distill={"ema": 0.5}))
 

@@ -202,6 +202,9 @@ def test_the_hash_changes_with_every_setting_and_only_with_settings() -> None:
     of_tuples = {"clients.models": ("cnn:4",), "clients.rates": (0.5,) * 10, "distill.label_prior": (0.5,)}
     for each in settings(base):
         limits = each.field.metadata
+        if each.name in config_io.YOUNGER:  # there is one of it
+            names.remove(each.name)
+            continue
         if isinstance(each.value, bool):
             other = not each.value
         elif isinstance(each.value, str):

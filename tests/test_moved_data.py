@@ -32,7 +32,7 @@ def begun(run_dir: Path, source: str) -> Config:
     config = tiny(data={"source": source})
     run_dir.mkdir()
     run_directory.write_config(run_dir, config)
-    write_data(run_dir, digests_of_images(dataset_of(config.data, QUIET)))
+    write_data(run_dir, digests_of_images(dataset_of(config, QUIET)))
     return config
 
 
@@ -49,7 +49,7 @@ def test_moved_data_are_found_in_the_data_dir(tmp_path: Path, kind: str, named: 
     moved = with_values(config, {"data.dir": str(new if named == "itself" else new.parent)})
     assert located(moved, tmp_path / "run", QUIET).data.source == f"{kind}:{new}"
     with pytest.raises(ConfigError, match="if the data have moved, --data-dir says where"):
-        dataset_of(located(config, tmp_path / "run", QUIET).data, QUIET)
+        dataset_of(located(config, tmp_path / "run", QUIET), QUIET)
 
 
 def test_of_data_in_several_places_those_that_the_run_knows_are_taken(tmp_path: Path) -> None:

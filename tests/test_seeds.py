@@ -12,6 +12,7 @@ import pytest
 from conftest import StoppingConsole, assert_same_run, fingerprints, tiny, train
 
 from mosaic_jax import cli
+from mosaic_jax.argument_checks import default_run_dir
 from mosaic_jax.config import Config, ConfigError
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.seeds_directory import summarize
@@ -150,8 +151,8 @@ def test_seeds_that_are_none_are_refused_in_one_line(
 
 
 def test_the_directory_of_several_seeds_is_named_after_them() -> None:
-    assert cli.default_run_dir("configs/digits.py", "reference", [0, 1, 2]) == Path("runs/digits-reference-seeds0-1-2")
-    assert cli.default_run_dir("configs/digits.py", None, [7]) == Path("runs/digits-seeds7")
+    assert default_run_dir("configs/digits.py", "reference", [0, 1, 2]) == Path("runs/digits-reference-seeds0-1-2")
+    assert default_run_dir("configs/digits.py", None, [7]) == Path("runs/digits-seeds7")
 
 
 def test_the_report_of_several_seeds_has_their_means_and_leads_to_each_one(command: tuple, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from jax.sharding import PartitionSpec
 
 from mosaic_jax import processes
 from mosaic_jax.config import ConfigError
-from mosaic_jax.config_io import one_line
 from mosaic_jax.io.fingerprints import fingerprint_of, not_finite
 from mosaic_jax.mapping import REPLICATED, client_axis
+from mosaic_jax.python_files import one_line
 from mosaic_jax.types import PyTree
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save there, and what it raises as well.

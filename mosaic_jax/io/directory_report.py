@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mosaic_jax.argument_checks import check_run_dir
 from mosaic_jax.io.console import Console
-from mosaic_jax.parser import check_run_dir
 
 
 def write_directory_report(directory: Path, console: Console) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mosaic_jax.config import ConfigError, PartitionConfig
-from mosaic_jax.config_io import one_line
 from mosaic_jax.plain_text import plain, plain_cell
+from mosaic_jax.python_files import one_line
 from mosaic_jax.sources import absolute
 
 WHOLE_TABLE, FIRST, LAST = 50, 10, 2  # clients of a table printed whole; of a longer one, clients printed at its two ends

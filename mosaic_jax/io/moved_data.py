@@ -43,8 +43,8 @@ def located(config: Config, run_dir: Path, console: Console) -> Config:
 def _holds(source: str, config: Config, run_dir: Path) -> bool:
     """Whether a source holds the data that a run began with."""
     try:
-        data = with_values(config, {"data.source": source}).data
-        check_data(run_dir, source, digests_of_images(dataset_of(data, Console(silent=True))))
+        moved = with_values(config, {"data.source": source})
+        check_data(run_dir, source, digests_of_images(dataset_of(moved, Console(silent=True))))
     except ConfigError:
         return False
     return True

@@ -33,11 +33,12 @@ def show_partition(config: Config, out: Path | None, console: Console) -> None:
     file = config.partition.table if config.partition.kind == "table" else ""
     if out is not None and file and out.with_suffix(".csv").resolve() == absolute(file).resolve():
         raise ConfigError(f"--out {out}: would write over partition.table={file}; name another file")
-    dataset = dataset_of(config.data, console)
+    dataset = dataset_of(config, console)
     prescribed = read_table(config.partition, dataset.class_names)
     started = time.perf_counter()
     with shown_redraws(config.partition, console) as rejected:
-        dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed, rejected)
+        settings = config.section_of(config.partition.kind)
+        dealt = partition(dataset.train_labels, config.partition, config.seed, prescribed, rejected, settings)
     seconds = time.perf_counter() - started
     counts = label_counts(dealt.client_indices, dataset.train_labels, len(dataset.class_names))
     title = f"{config.data.source}: {describe(config.partition)}, seed {config.seed}"

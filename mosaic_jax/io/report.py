@@ -227,11 +227,12 @@ def costs(results: Mapping[str, Any]) -> str:
 
 def configuration(config: Config) -> str:
     """Every setting with its help; those that differ from the default in bold."""
-    defaults = flatten(Config())
+    shown, defaults = flatten(config), {each.name: each.value for each in settings(Config())}
     rows = "".join(
         f"<tr{' class=changed' if each.value != defaults[each.name] else ''}><td><code>{escape(each.name)}</code></td>"
         f'<td><code>{escape(show(each.value))}</code></td><td class="soft">{escape(each.field.metadata["help"])}</td></tr>'
         for each in settings(config)
+        if each.name in shown
     )
     inner = f'<div class="scroll"><table>{rows}</table></div>'
     return f"<h2>Configuration</h2>{fold('Every setting; bold ones differ from the default', inner)}"

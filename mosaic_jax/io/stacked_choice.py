@@ -22,7 +22,6 @@ import numpy as np
 
 from mosaic_jax import ops, processes
 from mosaic_jax.config import Config, ConfigError
-from mosaic_jax.config_io import one_line
 from mosaic_jax.io.cache_directory import cache_directory
 from mosaic_jax.io.whole_files import read_json, write_json
 from mosaic_jax.json_file import NUMBER, TEXT, Form, Value
@@ -31,6 +30,7 @@ from mosaic_jax.models import DTYPES
 from mosaic_jax.ops import gpu_kernels
 from mosaic_jax.ops.lowering import STACKED, complaints, set_stacked_form, stacked_form
 from mosaic_jax.plain_text import say
+from mosaic_jax.python_files import one_line
 
 RECORD = "convolution.json"  # in a run directory
 TIMINGS = {str: Value("a number or a text", lambda value: NUMBER.holds(value) or TEXT.holds(value))}

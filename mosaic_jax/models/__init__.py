@@ -17,6 +17,7 @@ from mosaic_jax.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from mosaic_jax.models.layers import Statistics, narrowed
 from mosaic_jax.models.resnet import BLOCKS, EXPANSION, ResNet
 from mosaic_jax.models.vit import ViT
+from mosaic_jax.registry import GENERATORS, META_MODELS, NETWORKS
 from mosaic_jax.types import Classifier, Discriminator, Generator, MetaModel, PyTree, Variables
 
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
@@ -44,25 +45,56 @@ class _Network:
 
 
 def build_classifier(
-    config: ModelConfig, num_classes: int, precision: str = "float32", rate: float = 1.0, scaler: bool = False, image_size: int = 32
+    config: ModelConfig,
+    num_classes: int,
+    precision: str = "float32",
+    rate: float = 1.0,
+    scaler: bool = False,
+    image_size: int = 32,
+    settings: Any = None,
 ) -> Classifier:
     """The client, global and student network that a configuration names; see `types.Classifier`.
 
-    image_size: height and width of its images, which decides a shape in networks without convolutions alone.
+    image_size: height and width of its images, which decides a shape in networks without convolutions alone. settings: the section
+    that was registered with the network, if one was.
 
     rate: a narrower version of it in which every layer has ceil(rate * channels) of its channels, all K outputs and the same
     tree of parameters; see `models.channels`. scaler: in train mode what goes into a BatchNorm is divided by the rate (HeteroFL).
     """
-    divisor = rate if scaler else 1.0
-    if config.name == "vit":
-        module: Any = ViT(num_classes, config.width, image_size)
-        feature_size = 8 * config.width
-    elif config.name == "cnn":
-        module = CNN(num_classes, config.width, rate, divisor, config.norm)
-        feature_size = narrowed(8 * config.width, rate)
-    else:
-        module = ResNet(config.name, num_classes, config.width, rate, divisor, config.norm)
-        feature_size = narrowed(8 * config.width * EXPANSION[BLOCKS[config.name][0]], rate)
+    narrower = {"rate": rate, "scaler": scaler} if NETWORKS.entry(config.name).narrower else {}
+    return NETWORKS[config.name](config, num_classes, image_size=image_size, precision=precision, settings=settings, **narrower)
+
+
+def cnn_classifier(
+    config: ModelConfig, num_classes: int, *, image_size: int, precision: str, settings: None = None, rate: float, scaler: bool
+) -> Classifier:
+    """The small convolutional network."""
+    module = CNN(num_classes, config.width, rate, rate if scaler else 1.0, config.norm)
+    return flax_classifier(module, num_classes, narrowed(8 * config.width, rate), image_size, precision)
+
+
+def resnet_classifier(
+    config: ModelConfig, num_classes: int, *, image_size: int, precision: str, settings: None = None, rate: float, scaler: bool
+) -> Classifier:
+    """The ResNet that `config.name` says."""
+    module = ResNet(config.name, num_classes, config.width, rate, rate if scaler else 1.0, config.norm)
+    feature_size = narrowed(8 * config.width * EXPANSION[BLOCKS[config.name][0]], rate)
+    return flax_classifier(module, num_classes, feature_size, image_size, precision)
+
+
+def vit_classifier(config: ModelConfig, num_classes: int, *, image_size: int, precision: str, settings: None = None) -> Classifier:
+    """The small vision transformer."""
+    return flax_classifier(ViT(num_classes, config.width, image_size), num_classes, 8 * config.width, image_size, precision)
+
+
+def flax_classifier(
+    module: Any, num_classes: int, feature_size: int, image_size: int = 32, precision: str = "float32"
+) -> Classifier:
+    """A Classifier out of a Flax Linen module, whose parts it calls.
+
+    module: `__call__(images f32[B, S, S, 3], train, record=None) -> logits f32[B, K]`, methods features(images, train) -> f32[B, D]
+    and head(features) -> logits; record: a list that takes the Statistics of what goes into each BatchNorm, if it has any.
+    """
     network = _Network(module, precision)
 
     def input_statistics(variables: Variables, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree, tuple]:
@@ -81,8 +113,13 @@ def build_classifier(
     )
 
 
-def build_generator(config: GeneratorConfig, precision: str = "float32", image_size: int = 32) -> Generator:
-    """The DCGAN generator of every client; see `types.Generator`."""
+def build_generator(config: GeneratorConfig, precision: str = "float32", image_size: int = 32, settings: Any = None) -> Generator:
+    """The generator of every client that a configuration names; see `types.Generator`. settings: its registered section."""
+    return GENERATORS[config.name](config, image_size=image_size, precision=precision, settings=settings)
+
+
+def dcgan_generator(config: GeneratorConfig, *, image_size: int, precision: str, settings: None = None) -> Generator:
+    """The DCGAN generator."""
     module = DCGANGenerator(config.width, image_size)
     return Generator(
         init=lambda key: _variables(module.init(key, jnp.zeros((2, config.latent_size)), True)),
@@ -120,8 +157,13 @@ def judge_of(gan: GeneratorConfig, classifier: Classifier, precision: str, image
     return build_discriminator(gan, precision, image_size)
 
 
-def build_meta_model(config: MetaConfig, num_classes: int, num_experts: int) -> MetaModel:
-    """The attention meta model over E experts; dropout runs only when a key is given."""
+def build_meta_model(config: MetaConfig, num_classes: int, num_experts: int, settings: Any = None) -> MetaModel:
+    """The meta model over E experts that a configuration names; see `types.MetaModel`. settings: its registered section."""
+    return META_MODELS[config.name](config, num_classes, num_experts, settings=settings)
+
+
+def attention_meta_model(config: MetaConfig, num_classes: int, num_experts: int, *, settings: None = None) -> MetaModel:
+    """The attention meta model; dropout runs only when a key is given."""
     module = AttentionMeta(num_classes, config.expansion, config.feed_forward_size, config.dropout_rate, config.pooling)
 
     def apply(params: PyTree, expert_logits: jax.Array, dropout_key: jax.Array | None) -> jax.Array:

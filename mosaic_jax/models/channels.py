@@ -13,8 +13,7 @@ from mosaic_jax.models import build_classifier
 from mosaic_jax.models.layers import narrowed
 from mosaic_jax.models.resnet import BLOCKS
 from mosaic_jax.rng import key_of
-from mosaic_jax.sections import WIDTH_NETWORKS
-from mosaic_jax.types import PyTree, Variables
+from mosaic_jax.types import Classifier, PyTree, Variables
 
 # Layer -> the spaces of its input and its output; None is never cut.
 Spaces = dict[str, tuple[str | None, str | None]]
@@ -23,11 +22,8 @@ Spaces = dict[str, tuple[str | None, str | None]]
 def channel_axes(config: ModelConfig) -> Variables:
     """For each leaf of the classifier's variables, the channel space of each axis: a tuple of names as long as its shape.
 
-    None stands for an axis that is never cut: heights and widths of kernels, RGB, classes, and all of a network that has no
-    narrower forms. The same for networks of all rates.
+    None stands for an axis that is never cut: heights and widths of kernels, RGB and classes. The same for networks of all rates.
     """
-    if config.name not in WIDTH_NETWORKS:
-        return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), _shapes(config))
     spaces = _cnn_spaces() if config.name == "cnn" else _resnet_spaces(config.name, _shapes(config).params)
 
     def axes(path: tuple, leaf: jax.ShapeDtypeStruct) -> tuple[str | None, ...]:
@@ -35,6 +31,11 @@ def channel_axes(config: ModelConfig) -> Variables:
         return {4: (None, None, source, own), 2: (source, own), 1: (own,)}[len(leaf.shape)]
 
     return Variables(*(jax.tree_util.tree_map_with_path(axes, part) for part in _shapes(config)))
+
+
+def uncut_axes(classifier: Classifier) -> Variables:
+    """As `channel_axes`, for a network that has no narrower forms: None everywhere."""
+    return jax.tree.map(lambda leaf: (None,) * leaf.ndim, jax.eval_shape(classifier.init, key_of(0)))
 
 
 def channel_sizes(config: ModelConfig, rate: float = 1.0) -> dict[str, int]:

@@ -28,7 +28,7 @@ def fitted_problem(
         raise ConfigError("JAX_ENABLE_X64: is on, and a run computes in float32; unset it")
     create_cpu_devices(config.mapping, config.partition.num_clients)
     # Data that are missing are said before kernels are compiled, which takes seconds.
-    dataset = dataset_of(config.data, console) if dataset is None else dataset
+    dataset = dataset_of(config, console) if dataset is None else dataset
     if kernels:
         native_library.set_lowering(config.mapping.convolution, console.warning)
     else:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 
 from mosaic_jax.config import Config, ConfigError
+from mosaic_jax.config_io import flatten
 from mosaic_jax.io.console import human_bytes
 from mosaic_jax.mapping import Plan, make_expert_plan, make_plan
+from mosaic_jax.methods import stages_of
 from mosaic_jax.planning.memory import capacity, expert_bytes
 from mosaic_jax.planning.stage_plans import StagePlan, plan_stages
 from mosaic_jax.stages.problem import Problem
@@ -143,7 +145,7 @@ def remedies(problem: Problem, stage: str) -> str:
         "distill": (for_experts, {"distill.samples_per_client": config.distill.samples_per_client > 1, **network}),
         "finetune": ({**for_clients, **for_experts}, {"warmup.batch_size": True, **network}),
         "evaluation": (for_experts, {"evaluation.batch_size": True, **network}),
-    }[stage]
+    }.get(stage) or _declared(problem, stage, for_clients)
     words = []
     if settings := [name for name, helps in placement.items() if helps]:
         words.append(f"set {' or '.join(settings)} (a run goes on with it)")
@@ -152,3 +154,9 @@ def remedies(problem: Problem, stage: str) -> str:
     if config.precision == "float32" and not on_cpu:
         words.append("set precision=bf16 in a new run")
     return ", or ".join(words) or "use a machine with more memory"
+
+
+def _declared(problem: Problem, name: str, for_clients: dict[str, bool]) -> tuple[dict[str, bool], dict[str, bool]]:
+    """What eases the memory of a stage by its own word: placement, and settings to lower that are not at their least."""
+    stage, values = next(stage for stage in stages_of(problem) if stage.name == name), flatten(problem.config)
+    return for_clients if stage.sharding is not None else {}, {each: values.get(each) != 1 for each in stage.eased_by}

@@ -27,6 +27,13 @@ from mosaic_jax.trees import num_bytes
 from mosaic_jax.types import Classifier, PyTree, Variables
 
 
+class Named(NamedTuple):
+    """A section of the configuration that names a network, and the section that was registered with that."""
+
+    config: Any
+    settings: Any
+
+
 class Memory(NamedTuple):
     """Bytes on the first device while a stage runs, without the temporaries that XLA adds.
 
@@ -89,16 +96,22 @@ def step_activations(problem: Problem, stage: Stage) -> int:
     """Bytes that the gradients of a step keep from the forward to the backward pass; of one client in a stage of clients."""
     config, num_classes = problem.config, problem.num_classes
     of_network = num_classes, config.precision, config.data.image_size
-    of_clients = [architecture.model for architecture in problem.architectures]  # whole: narrower ones need less
+    of_clients = [_named(config, each.model) for each in problem.architectures]  # whole: narrower ones need less
+    if stage.activations is not None:
+        return stage.activations
     if stage.name == "generators":
-        return max(_of_gan(config.generator, model, *of_network, needs_classifier(problem)) for model in of_clients)
+        return max(_of_gan(_named(config, config.generator), model, *of_network, needs_classifier(problem)) for model in of_clients)
     if stage.name == "meta":
-        return _of_meta(config.meta, num_classes)
+        return _of_meta(_named(config, config.meta), num_classes)
     if stage.name == "distill":
         students = min(problem.expert_plan.chunk or len(config.distill.label_prior), len(config.distill.label_prior))
-        student = _of_classifier(config.model, *of_network, distill_images(config))
+        student = _of_classifier(_named(config, config.model), *of_network, distill_images(config))
         return max(students * student, problem.expert_plan.chunk * expert_bytes(problem))
     return max(_of_classifier(model, *of_network, config.warmup.batch_size) for model in of_clients)
+
+
+def _named(config: Config, section: ModelConfig | GeneratorConfig | MetaConfig) -> Named:
+    return Named(section, config.section_of(section.name))
 
 
 def distill_images(config: Config) -> int:
@@ -109,9 +122,9 @@ def distill_images(config: Config) -> int:
 def expert_bytes(problem: Problem) -> int:
     """Bytes that one more expert takes while it runs on the images of a distillation step: its layers, and itself if it is
     recomputed."""
-    config = problem.config
+    config, images = problem.config, distill_images(problem.config)
     forward = max(
-        _of_forward(each.model, problem.num_classes, config.precision, config.data.image_size, distill_images(config))
+        _of_forward(_named(config, each.model), problem.num_classes, config.precision, config.data.image_size, images)
         for each in problem.architectures
     )
     made = problem.config.expert_space == "parameters" and not problem.expert_plan.stored
@@ -148,20 +161,20 @@ def _images(count: int, size: int) -> jax.ShapeDtypeStruct:
     return _floats(count, size, size, 3)
 
 
-def _classifier(model: ModelConfig, num_classes: int, precision: str, image_size: int) -> tuple[Classifier, Variables]:
-    classifier = build_classifier(model, num_classes, precision, image_size=image_size)
+def _classifier(model: Named, num_classes: int, precision: str, image_size: int) -> tuple[Classifier, Variables]:
+    classifier = build_classifier(model.config, num_classes, precision, image_size=image_size, settings=model.settings)
     return classifier, jax.eval_shape(classifier.init, key_of(0))
 
 
 # Traced once for the sections of a configuration that they depend on: a run asks several times.
 @functools.cache
-def _of_classifier(model: ModelConfig, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
+def _of_classifier(model: Named, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
     classifier, shapes = _classifier(model, num_classes, precision, image_size)
     return _kept_for_gradients(lambda v, x: classifier.apply(v, x, True)[0], shapes, _images(batch_size, image_size))
 
 
 @functools.cache
-def _of_forward(model: ModelConfig, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
+def _of_forward(model: Named, num_classes: int, precision: str, image_size: int, batch_size: int) -> int:
     """What goes into the widest layer and what comes out of it."""
     classifier, shapes = _classifier(model, num_classes, precision, image_size)
     jaxpr = jax.make_jaxpr(lambda v, x: classifier.apply(v, x, False)[0])(shapes, _images(batch_size, image_size))
@@ -169,11 +182,10 @@ def _of_forward(model: ModelConfig, num_classes: int, precision: str, image_size
 
 
 @functools.cache
-def _of_gan(
-    gan: GeneratorConfig, model: ModelConfig, num_classes: int, precision: str, image_size: int, with_classifier: bool
-) -> int:
+def _of_gan(gan: Named, model: Named, num_classes: int, precision: str, image_size: int, with_classifier: bool) -> int:
     classifier, classifier_shapes = _classifier(model, num_classes, precision, image_size)
-    judge, generator = judge_of(gan, classifier, precision, image_size), build_generator(gan, precision, image_size)
+    judge = judge_of(gan.config, classifier, precision, image_size)
+    generator = build_generator(gan.config, precision, image_size, gan.settings)
     judges, generators = (jax.eval_shape(network.init, key_of(0)) for network in (judge, generator))
 
     def judged(generators: Variables, noise: jax.Array, judges: Variables, classifier_shapes: Variables) -> tuple:
@@ -181,17 +193,17 @@ def _of_gan(
         seen = (judge.apply(judges, fake, True)[0],)
         return (*seen, classifier.apply(classifier_shapes, fake, True)[0]) if with_classifier else seen
 
-    images = _images(gan.batch_size, image_size)
+    images = _images(gan.config.batch_size, image_size)
     of_both = 2 * _kept_for_gradients(lambda v, x: judge.apply(v, x, True)[0], judges, images)
-    noise = _floats(gan.batch_size, gan.latent_size)
+    noise = _floats(gan.config.batch_size, generator.latent_size)
     return max(of_both, _kept_for_gradients(judged, generators, noise, judges, classifier_shapes))
 
 
 @functools.cache
-def _of_meta(meta: MetaConfig, num_classes: int) -> int:
-    model, key = build_meta_model(meta, num_classes, num_classes), key_of(0)
+def _of_meta(meta: Named, num_classes: int) -> int:
+    model, key = build_meta_model(meta.config, num_classes, num_classes, meta.settings), key_of(0)
     params = Variables(jax.eval_shape(model.init, key), ())
-    logits = _floats(meta.batch_size, num_classes, num_classes)
+    logits = _floats(meta.config.batch_size, num_classes, num_classes)
     return _kept_for_gradients(lambda v, x: model.apply(v.params, x, key), params, logits)
 
 

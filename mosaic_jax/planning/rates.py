@@ -7,6 +7,7 @@ from typing import NamedTuple
 from mosaic_jax.config import Config
 from mosaic_jax.config_io import with_values
 from mosaic_jax.io import run_record
+from mosaic_jax.registry import METHODS
 from mosaic_jax.rows import stage_settings
 
 # Settings that change how often a step is done, or with which numbers, but not what it costs.
@@ -26,13 +27,16 @@ class Rate(NamedTuple):
 def measured(config: Config, directories: Iterable[Path]) -> dict[str, Rate]:
     """Of each stage that some run did before the rate of the newest file, among the JSON files of runs below `directories`.
 
-    A stage is the same work where all settings that it depends on are equal but those that cost nothing. Raises ConfigError for a
+    A stage is the same work where all settings that it depends on are equal but those that cost nothing. Runs of other methods are
+    passed over, of plugins that are not loaded among them. Raises ConfigError for a
     file that is none of a run.
     """
     wanted = _work(config)
     found: dict[str, Rate] = {}
     files = sorted((file for place in directories for file in place.rglob("*-seed*.json")), key=lambda file: file.stat().st_mtime)
     for record in map(run_record.read, files):
+        if record["config"].get("method", config.method) not in METHODS:
+            continue
         work = _work(with_values(Config(), record["config"]))
         for stage, spent in record["stages"].items():
             if spent.get("steps") and spent["seconds"] and work.get(stage) == wanted.get(stage, ""):

@@ -9,7 +9,8 @@ import numpy as np
 
 from mosaic_jax.config import Config, ModelConfig
 from mosaic_jax.models import build_classifier
-from mosaic_jax.models.channels import channel_axes, channel_sizes
+from mosaic_jax.models.channels import channel_axes, channel_sizes, uncut_axes
+from mosaic_jax.registry import NETWORKS
 from mosaic_jax.types import Classifier, PyTree, Variables
 
 
@@ -47,15 +48,16 @@ def build_groups(config: Config, num_classes: int) -> tuple[tuple[Architecture, 
     size = config.data.image_size
 
     def whole_network(model: ModelConfig) -> Classifier:
-        return build_classifier(model, num_classes, config.precision, image_size=size)
+        settings = config.section_of(model.name)
+        return build_classifier(model, num_classes, config.precision, image_size=size, settings=settings)
 
-    architectures = tuple(
-        Architecture(
-            f"{model.name}:{model.width}", model, whole_network(model),
-            channel_axes(model), channel_sizes(model),
-        )
-        for model in kinds
-    )  # fmt: skip
+    def architecture(model: ModelConfig) -> Architecture:
+        name, classifier = f"{model.name}:{model.width}", whole_network(model)
+        if NETWORKS.entry(model.name).narrower:
+            return Architecture(name, model, classifier, channel_axes(model), channel_sizes(model))
+        return Architecture(name, model, classifier, uncut_axes(classifier), {})
+
+    architectures = tuple(map(architecture, kinds))
     members: dict[tuple[int, float], list[int]] = {}
     for client, (model, rate) in enumerate(zip(models, rates, strict=True)):
         members.setdefault((kinds.index(model), rate), []).append(client)
@@ -65,7 +67,8 @@ def build_groups(config: Config, num_classes: int) -> tuple[tuple[Architecture, 
         classifier = whole.classifier
         if rate < 1:
             classifier = build_classifier(model, num_classes, config.precision, rate, config.clients.scaler, size)
-        return Group(index, rate, np.array(members[index, rate]), classifier, channel_sizes(model, rate))
+        sizes = channel_sizes(model, rate) if rate < 1 else whole.sizes
+        return Group(index, rate, np.array(members[index, rate]), classifier, sizes)
 
     return architectures, tuple(group(*key) for key in sorted(members, key=lambda key: (key[0], -key[1])))
 

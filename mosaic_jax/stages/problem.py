@@ -17,7 +17,8 @@ from mosaic_jax.data.partition.dealing import Rejected, unheard
 from mosaic_jax.data.splits import label_counts, split
 from mosaic_jax.mapping import ExpertPlan, Plan, make_expert_plan, make_plan
 from mosaic_jax.models import build_classifier, build_generator, build_meta_model
-from mosaic_jax.rng import key_of, root_of
+from mosaic_jax.models.channels import uncut_axes
+from mosaic_jax.rng import root_of
 from mosaic_jax.settings import show
 from mosaic_jax.stages.groups import Architecture, Group, build_groups
 from mosaic_jax.stages.participation import Participation
@@ -105,7 +106,8 @@ def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = N
     """
     _check_cohort(config)
     config = dataclasses.replace(config, data=with_own_settings(config.data))
-    dealt = partition(dataset.train_labels, config.partition, config.seed, table, rejected)
+    of_kind = config.section_of(config.partition.kind)
+    dealt = partition(dataset.train_labels, config.partition, config.seed, table, rejected, of_kind)
     splits = split(dealt, dataset.train_labels, len(dataset.test_labels), config.data.validation_fraction, config.seed)
     num_classes = len(dataset.class_names)
     for client, indices in enumerate(splits.train):
@@ -125,12 +127,20 @@ def build_problem(config: Config, dataset: Dataset, table: np.ndarray | None = N
         client_test_images=skew(dataset.test_images, splits.test, config.partition, config.seed, "test"),
         partition_counts=label_counts(dealt.client_indices, dataset.train_labels, num_classes),
         label_counts=label_counts(splits.train, dataset.train_labels, num_classes),
-        classifier=build_classifier(config.model, num_classes, config.precision, image_size=config.data.image_size),
+        classifier=build_classifier(
+            config.model,
+            num_classes,
+            config.precision,
+            image_size=config.data.image_size,
+            settings=config.section_of(config.model.name),
+        ),
         architectures=architectures,
         groups=groups,
         participants=_participants(config, groups),
-        generator=build_generator(config.generator, config.precision, config.data.image_size),
-        meta_model=build_meta_model(config.meta, num_classes, num_classes),
+        generator=build_generator(
+            config.generator, config.precision, config.data.image_size, config.section_of(config.generator.name)
+        ),
+        meta_model=build_meta_model(config.meta, num_classes, num_classes, config.section_of(config.meta.name)),
         client_plan=make_plan(config.mapping, config.partition.num_clients),
         expert_plan=make_expert_plan(config.mapping, config.memory, num_classes, stored_fit=True, fitting=num_classes),
     )
@@ -148,10 +158,9 @@ def with_networks(
         given = show(problem.config.clients.models) or f"rates {show(problem.config.client_rates)}"
         raise ConfigError(f"classifier=: clients have several networks ({given}); give them by clients.models, or give all one")
     (architecture,), (group,) = problem.architectures, problem.groups
-    axes = jax.tree.map(lambda leaf: (None,) * leaf.ndim, jax.eval_shape(classifier.init, key_of(0)))
     return problem._replace(
         classifier=classifier,
-        architectures=(architecture._replace(classifier=classifier, axes=axes, sizes={}),),
+        architectures=(architecture._replace(classifier=classifier, axes=uncut_axes(classifier), sizes={}),),
         groups=(group._replace(classifier=classifier, sizes={}),),
     )
 

@@ -44,6 +44,8 @@ class Stage(NamedTuple):
     judged: the models by which the stage wants to be judged; hands_over: the one of them that the method hands over, if this is
         its last stage, empty where another stage's stays.
     judge_clients(outputs): {validation, test, test_per_class} of the clients' models on their own shares; None where it keeps none.
+    activations: bytes that the gradients of a step keep, of one client in a stage of clients; None is what the clients' network
+        keeps of `warmup.batch_size` images. eased_by: settings with which it needs less memory where they are lower.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Stage(NamedTuple):
     judged: Judged | None = None
     hands_over: str = ""
     judge_clients: Callable[[Outputs], dict[str, Any]] | None = None
+    activations: int | None = None
+    eased_by: tuple[str, ...] = ("model.width",)
 
 
 def placements(problem: Problem, stage: Stage, state: PyTree) -> tuple[PyTree, PyTree]:

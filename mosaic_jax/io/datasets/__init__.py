@@ -6,21 +6,53 @@ from pathlib import Path
 
 import numpy as np
 
-from mosaic_jax.config import ConfigError, DataConfig
+from mosaic_jax.config import Config, ConfigError, DataConfig
 from mosaic_jax.io.console import Console
 from mosaic_jax.io.datasets import folder, npz, placed, prepared
 from mosaic_jax.io.datasets.cache import Put, cached
 from mosaic_jax.io.datasets.digits import digits
 from mosaic_jax.io.datasets.found import Found, Images, Missing, one_line
 from mosaic_jax.io.datasets.pixels import VIEWER, Rendering, Traits, decode, notes
+from mosaic_jax.registry import SOURCES
 from mosaic_jax.sources import BENCHMARKS, absolute, benchmark_of, path_of, unknown_source
 from mosaic_jax.types import Dataset
 
 SHOWN_FROM = 5_000  # images; fewer are decoded before a progress bar is worth a look
 
 
-def dataset_of(data: DataConfig, console: Console) -> Dataset:
-    """`load` of what a configuration names."""
+def dataset_of(config: Config, console: Console) -> Dataset:
+    """The data set that a configuration names; raises ConfigError where a registered source gives none."""
+    data, kind = config.data, config.data.source.partition(":")[0]
+    if SOURCES.entry(kind).built_in:
+        return SOURCES[kind](data, console=console)
+    dataset = SOURCES[kind](data, settings=config.section_of(kind))
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(f"data.source={data.source}: gives {type(dataset).__name__}; it must return a mosaic_jax.Dataset")
+    check_dataset(dataset, data.image_size)
+    return dataset
+
+
+def check_dataset(dataset: Dataset, size: int) -> None:
+    """Raises ConfigError for arrays that are no data set of images of this size."""
+    num_classes = len(dataset.class_names)
+    for use in ("train", "test"):
+        images, labels = (np.asarray(getattr(dataset, f"{use}_{what}")) for what in ("images", "labels"))
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise ConfigError(
+                f"Dataset.{use}_images: {images.dtype}{list(images.shape)}; must be uint8[N, {size}, {size}, 3] for "
+                f"data.image_size={size}"
+            )
+        if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ConfigError(f"Dataset.{use}_labels: {labels.dtype}{list(labels.shape)}; must be integers [{len(images)}]")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ConfigError(
+                f"Dataset.{use}_labels: from {labels.min()} to {labels.max()}; must be 0 to {num_classes - 1}, as class_names has "
+                f"{num_classes}"
+            )
+
+
+def read(data: DataConfig, *, console: Console) -> Dataset:
+    """`load` of a built-in source."""
     rendering = Rendering(data.background, data.bit_depth)
     return load(data.source, data.image_size, directory=data.dir, labels=data.labels, rendering=rendering, console=console)
 
