@@ -209,7 +209,7 @@ def test_the_last_round_of_mosaics_warm_up_has_every_client_so_that_later_stages
     assert valid.shape[:2] == (1, 3) and valid.any(axis=(2, 3)).all()
     assert_close(warmup.servers[0], weighted_mean(warmup.clients[0], jnp.asarray(problem.num_samples, jnp.float32)))
     finetune = stages["finetune"]
-    assert jax.eval_shape(finetune.init, finetune.inputs(outputs | {"distill": warmup.servers[0]})).clients == ()
+    assert jax.eval_shape(finetune.init, finetune.inputs(outputs | {"distill": warmup.servers[0]})).rounds.clients == ()
     # Also where it is stopped between rounds of different shape.
     while train(config, tmp_path / "stopped", stop_after="warmup", console=StoppingConsole()) == 143:
         pass

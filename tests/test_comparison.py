@@ -433,7 +433,7 @@ def test_the_uniform_teacher_is_the_mean_of_the_clients_logits(experts: str) -> 
     problem = build_problem(tiny(experts=experts, distill={"teacher": "uniform"}), load("digits", 32))
     models = [problem.classifier.init(jax.random.key(client)) for client in range(problem.num_clients)]
     images = jax.random.uniform(jax.random.key(9), (5, 32, 32, 3), minval=-1.0)
-    warmup = FederatedState((models[0],), (stack(models),), ({},), ([],), ())
+    warmup = FederatedState((models[0],), (stack(models),), ({},), ([],), (), (), ())
     outputs = {"warmup": warmup, "generators": (), "experts": "experts", "meta": "meta"}
     inputs = distill_stage(problem).inputs(outputs)
     assert inputs == DistillInputs(models[0], (), (), (), outputs["warmup"].clients)

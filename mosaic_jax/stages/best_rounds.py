@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mosaic_jax.mapping import REPLICATED
 from mosaic_jax.stages.federated import FederatedState
@@ -41,9 +42,9 @@ def best_rounds(stage: Stage) -> Stage:
         state = state._replace(rounds=rounds)
         if "validation" not in records:  # nobody has validation images: the last counts
             return state._replace(servers=_copies(rounds.servers)), records
-        validation = jnp.float32(records["validation"])
-        if validation > state.validation:
-            state = BestRounds(rounds, _copies(rounds.servers), validation)
+        validation = np.float32(records["validation"])
+        if validation > np.asarray(state.validation):
+            state = BestRounds(rounds, _copies(rounds.servers), jax.device_put(validation, state.validation.sharding))
         return state, records | {"best_validation": float(state.validation)}
 
     def output(state: BestRounds, inputs: PyTree) -> FederatedState:
@@ -56,5 +57,5 @@ def best_rounds(stage: Stage) -> Stage:
 
 
 def _copies(tree: PyTree) -> PyTree:
-    """Arrays of their own, since those of the rounds are donated to the next one."""
-    return jax.tree.map(jnp.copy, tree)
+    """Arrays of their own where they are, since those of the rounds are donated to the next one; nothing is compiled for it."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), tree)
