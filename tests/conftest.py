@@ -96,6 +96,18 @@ MADE: dict[tuple, Any] = {}
 JUDGED: dict[tuple, Any] = {}
 
 
+@contextlib.contextmanager
+def for_interpreted_kernels() -> Iterator[None]:
+    """Around GPU kernels that a CPU interprets: no optimisation, which takes far longer than they run, and strict dtypes."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_few() -> Iterator[None]:
     """Forget compiled programs before the kernel refuses more: each has memory maps of its own, of which Linux gives a process

@@ -17,7 +17,7 @@ from mosaic_jax.methods import stages_of
 from mosaic_jax.methods.fedbn import batch_norm_leaves
 from mosaic_jax.stages.federated import FederatedState
 from mosaic_jax.stages.groups import in_client_order
-from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.problem import Problem, build_problem, with_networks
 from mosaic_jax.stages.stage import Stage, placements
 from mosaic_jax.stages.widths import masked_loss
 from mosaic_jax.steps.client_update import Local, plain_loss
@@ -64,10 +64,7 @@ def without_batch_norm(problem: Problem) -> Problem:
         apply=lambda variables, images, train: (head(variables, features(variables, images, train)[0]), {}),
         features=features, head=head, input_statistics=lambda *_: ((), {}, ()), num_classes=10, feature_size=32,
     )  # fmt: skip
-    return problem._replace(
-        architectures=(problem.architectures[0]._replace(classifier=linear),),
-        groups=(problem.groups[0]._replace(classifier=linear),),
-    )
+    return with_networks(problem, linear, None, None)
 
 
 # --- a method with its own part switched off is FedAvg ---

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import for_interpreted_kernels
 
 from mosaic_jax.ops import batch_norm_train, canonical, conv2d, conv2d_transpose, hopper, lowering, plain
 from mosaic_jax.ops.lowering import set_stacked_form
@@ -17,11 +18,8 @@ params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params", reas
 
 @pytest.fixture(autouse=True)
 def _hopper() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("strict"):
+    with for_interpreted_kernels():
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
     set_stacked_form("")
 
 

@@ -19,7 +19,7 @@ from mosaic_jax.methods.fedavgm import momentum_step
 from mosaic_jax.methods.scaffold import corrected, new_control, scaffold_step
 from mosaic_jax.stages.federated import FederatedState, federated_stage
 from mosaic_jax.stages.federation import Federation, LocalWork, Uploads
-from mosaic_jax.stages.problem import Problem, build_problem
+from mosaic_jax.stages.problem import Problem, build_problem, with_networks
 from mosaic_jax.stages.stage import Stage
 from mosaic_jax.steps.client_update import Local, plain_loss
 from mosaic_jax.trees import num_bytes, weighted_mean
@@ -230,10 +230,7 @@ def of_one_vector(problem: Problem) -> Problem:
         apply=lambda variables, images, train: (head(variables, features(variables, images, train)[0]), {}),
         features=features, head=head, input_statistics=lambda *_: ((), {}, ()), num_classes=10, feature_size=1,
     )  # fmt: skip
-    return problem._replace(
-        architectures=(problem.architectures[0]._replace(classifier=network),),
-        groups=(problem.groups[0]._replace(classifier=network),),
-    )
+    return with_networks(problem, network, None, None)
 
 
 def curvature_and_optimum(label_counts: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import for_interpreted_kernels
 
 from mosaic_jax.ops import batch_norm_train, channel_sums, chosen_lowering, conv2d, conv2d_transpose, gpu_kernels, lowering, stacked
 
@@ -15,12 +16,9 @@ pytestmark = pytest.mark.skipif(gpu_kernels.triton is None, reason="this JAX has
 
 
 @pytest.fixture(autouse=True)
-def _strict_dtypes() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("strict"):
+def _interpreted() -> Iterator[None]:
+    with for_interpreted_kernels():
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def normal(seed: int, *shape: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:

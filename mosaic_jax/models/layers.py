@@ -37,6 +37,10 @@ class Convolution(NamedTuple):
     stride: int
     padding: int
 
+    def outputs(self) -> jax.Array:
+        """The convolution by itself: [B, H, W, O]."""
+        return ops.conv2d(self.images, self.kernel, stride=self.stride, padding=self.padding)
+
 
 class Conv(nn.Module):
     """2-D convolution without bias, explicit symmetric padding; images [B, H, W, I] of any float dtype, kernel f32[k, k, I, O].
@@ -54,9 +58,8 @@ class Conv(nn.Module):
     def __call__(self, images: jax.Array, defer: bool = False) -> jax.Array | Convolution:
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape).astype(images.dtype)
-        if defer:
-            return Convolution(images, kernel, self.stride, self.padding)
-        return ops.conv2d(images, kernel, stride=self.stride, padding=self.padding)
+        convolution = Convolution(images, kernel, self.stride, self.padding)
+        return convolution if defer else convolution.outputs()
 
 
 class ConvTranspose(nn.Module):
@@ -111,7 +114,7 @@ class BatchNorm(nn.Module):
                 return ops.conv2d_affine(
                     inputs, kernel, factor / divisor, offset, residual, stride=stride, padding=padding, relu=relu
                 )
-            images = ops.conv2d(images.images, images.kernel, stride=images.stride, padding=images.padding)
+            images = images.outputs()
         if divisor != 1.0:
             images = images / divisor
         at_once = relu and residual is None
@@ -165,7 +168,7 @@ class GroupNorm(nn.Module):
         residual: jax.Array | None = None, divisor: float = 1.0,
     ) -> jax.Array:  # fmt: skip
         if isinstance(images, Convolution):
-            images = ops.conv2d(images.images, images.kernel, stride=images.stride, padding=images.padding)
+            images = images.outputs()
         channels = images.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
