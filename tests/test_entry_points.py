@@ -66,7 +66,11 @@ def test_seeds_and_comparisons_train_in_a_thread(tiny_arguments: list[str], tmp_
 @pytest.mark.parametrize("number", STOPS)
 def test_each_signal_that_ends_runs_saves_and_gives_its_status(number: int, tmp_path: Path) -> None:
     config = tiny(method="fedavg", warmup={"num_rounds": 2}, finetune={"num_rounds": 0})
-    assert train(config, tmp_path / "run", console=StoppingConsole(number)) == 128 + number
+    before = signal.signal(number, signal.SIG_DFL)  # a suite under nohup ignores hang-ups, and so would the run
+    try:
+        assert train(config, tmp_path / "run", console=StoppingConsole(number)) == 128 + number
+    finally:
+        signal.signal(number, before)
     assert (tmp_path / "run" / "checkpoints" / "warmup" / "1").is_dir()
 
 
